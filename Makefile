@@ -1,0 +1,56 @@
+# Each target builds .venv first when it is missing or older than the lock files.
+#   make demo    a Kafka broker, a stream with faults, and Offbeat finding them (about a minute)
+#   make test    every test, those on a real broker included
+#   make check   ruff, mypy strict, import contracts, generated documents up to date
+#   make bench   speed and quality on this machine, printed and written to benchmarks/results/
+#   make lock    resolve the dependencies anew (needs uv)
+#   make clean   remove .venv and caches
+# TORCH=cpu installs PyTorch's CPU-only build (a tenth of the download) from TORCH_INDEX.
+
+PYTHON ?= python3.11
+TORCH ?= default
+TORCH_INDEX ?= https://download.pytorch.org/whl/cpu
+VENV := .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check --no-input
+LOCKS := requirements/base.lock requirements/torch.lock
+
+.PHONY: demo test check bench lock clean
+.DEFAULT_GOAL := test
+
+demo: $(VENV)/ready
+	$(BIN)/offbeat demo $(ARGS)
+
+test: $(VENV)/ready
+	$(BIN)/python -m pytest $(ARGS)
+
+check: $(VENV)/ready
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports --no-logo
+	$(BIN)/python -m pipeline.reference --check
+
+bench: $(VENV)/ready
+	$(BIN)/python -m benchmarks $(ARGS)
+
+lock:
+	requirements/lock.sh
+
+clean:
+	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis build dist
+
+# "ready" is touched last, so an interrupted install starts over.
+$(VENV)/ready: pyproject.toml $(LOCKS)
+	@command -v $(PYTHON) >/dev/null || { echo "Offbeat needs Python 3.11 ($(PYTHON) is not on PATH): install it, or say make PYTHON=/path/to/python3.11"; exit 1; }
+	@echo "Building $(VENV): a virtual environment with the locked dependencies (1 to 3 minutes, mostly PyTorch)"
+	@rm -rf $(VENV)
+	@$(PYTHON) -m venv $(VENV) || { echo "The venv module is missing: apt-get install python3.11-venv"; rm -rf $(VENV); exit 1; }
+ifeq ($(TORCH),cpu)
+	$(PIP) install --quiet --no-deps --require-hashes -r requirements/base.lock
+	$(PIP) install --quiet --no-deps --index-url $(TORCH_INDEX) "$$(sed -n 's/^\(torch==[0-9.]*\).*/\1/p' requirements/torch.lock)"
+else
+	$(PIP) install --quiet --no-deps --require-hashes $(addprefix -r ,$(LOCKS))
+endif
+	$(PIP) install --quiet --no-deps --no-build-isolation --editable .
+	@touch $@

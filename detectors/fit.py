@@ -1,0 +1,205 @@
+"""From history to a bundle: sessions, a split in time, training, and calibration on sessions the model never saw."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from hashlib import sha256
+from importlib.metadata import version
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from detectors.calibration import Calibration
+from detectors.parts import Learned, Parts, pack
+from detectors.process import Verdicts, process_batch
+from detectors.rows import PartitionState, SessionRows
+from features.decode import Events
+from features.sessions import END_INPUT, NO_WATERMARK, STEP, Walk, log_gaps, number_sessions, walk_sessions
+from features.tokens import TokenEncoder, Vocabulary
+from models.errors import UnsuitableDataError
+from models.runtime import GruKernel
+from models.training import Epoch, Sequence, TrainingOptions, train
+
+# Shares of the sessions, in order of their first events: to learn from, to stop at, and (the rest) to calibrate on.
+LEARN, VALIDATE = 0.7, 0.1
+MIN_SESSIONS = 100
+MAX_VOCABULARY = 10_000
+
+
+@dataclass(frozen=True)
+class Fit:
+    """A trained bundle not yet written, and what the user should know about it."""
+
+    content: dict[str, Any]
+    files: dict[str, bytes]
+    warnings: list[str]
+
+
+@dataclass(frozen=True)
+class _Partition:
+    """One partition's events with the session of each operation, numbered over all partitions."""
+
+    events: Events
+    walk: Walk
+    session: NDArray[np.int32]
+
+
+def fit(
+    history: list[Events], parts: Parts, seed: int, on_epoch: Callable[[Epoch], None], clock: Callable[[], float]
+) -> Fit:
+    """Learn a stream's grammar from its history.
+
+    Parameters
+    ----------
+    history
+        The events of each partition, in offset order.
+    parts
+        The stream's rules and fields; `learned` is ignored.
+
+    Raises
+    ------
+    UnsuitableDataError
+        Too few sessions, or nothing to learn.
+    """
+    partitions, first_ms = _sessionise([events for events in history if len(events)], parts)
+    if len(first_ms) < MIN_SESSIONS:
+        message = (
+            f"the history holds {len(first_ms)} sessions; at least {MIN_SESSIONS} are needed to learn from and to "
+            "calibrate on: give a longer time span, or check session.by and session.gap"
+        )
+        raise UnsuitableDataError(message)
+    role = _split(first_ms)
+    vocabulary = _vocabulary(partitions, role, parts)
+    encoder = TokenEncoder(len(parts.fields), vocabulary)
+    learning, validation = ([s for p in partitions for s in _sequences(p, role == r, encoder)] for r in (0, 1))
+    options = TrainingOptions(hidden=parts.shape.hidden, seed=seed)
+    epochs: list[Epoch] = []
+
+    def progress(epoch: Epoch) -> None:
+        epochs.append(epoch)
+        on_epoch(epoch)
+
+    weights = train(learning, validation, vocabulary.sizes, options, progress, clock)
+    records, sessions = _calibrate(partitions, role == 2, replace(parts, encoder=encoder), vocabulary, weights)
+    content = {
+        "stream": parts.stream,
+        "schema": {"tokens": list(parts.fields), "hidden": parts.shape.hidden, "core": "gru"},
+        "rules": {"gap_ms": parts.rules.gap_ms, "max_events": parts.rules.max_events},
+        "data": _data_span(partitions, first_ms),
+        "training": {
+            "seed": seed, "epochs": len(epochs), "sessions": int((role == 0).sum()),
+            "best_validation_loss": min(e.validation_loss for e in epochs),
+        },
+        "calibration": {"records": records.count, "sessions": sessions.count},
+        "versions": {name: version(name) for name in ("offbeat", "torch", "numpy", "numba")},
+    }  # fmt: skip
+    return Fit(content, pack(vocabulary, weights, records, sessions), _warnings(records, sessions, parts.rate))
+
+
+def _sessionise(history: list[Events], parts: Parts) -> tuple[list[_Partition], NDArray[np.int64]]:
+    """Walk each partition; also give every session's first event time."""
+    partitions: list[_Partition] = []
+    first_ms: list[NDArray[np.int64]] = []
+    opened = 0
+    for events in history:
+        rows = SessionRows.empty(len(events.sessions), parts.shape)
+        walk = walk_sessions(
+            events.session, events.time_ms, events.ends, rows.clocks, NO_WATERMARK, parts.rules, close_all=True
+        )
+        partitions.append(_Partition(events, walk, number_sessions(walk) + opened))
+        starts = events.time_ms[walk.first]
+        first_ms.append(starts)
+        opened += len(starts)
+    return partitions, np.concatenate(first_ms) if first_ms else np.empty(0, np.int64)
+
+
+def _split(first_ms: NDArray[np.int64]) -> NDArray[np.int8]:
+    """Role of each session, by time: 0 learn, 1 validate, 2 calibrate."""
+    order = np.argsort(first_ms, kind="stable")
+    role = np.full(len(order), 2, np.int8)
+    role[order[: int(len(order) * (LEARN + VALIDATE))]] = 1
+    role[order[: int(len(order) * LEARN)]] = 0
+    return role
+
+
+def _steps(partition: _Partition) -> NDArray[np.intp]:
+    return np.flatnonzero(partition.walk.kind == STEP)
+
+
+def _vocabulary(partitions: list[_Partition], role: NDArray[np.int8], parts: Parts) -> Vocabulary:
+    """The tokens of the sessions to learn from; what only others have is `<oov>`, as it will be live."""
+    columns: list[list[str | None]] = [[] for _ in parts.fields]
+    for p in partitions:
+        steps = _steps(p)
+        records = p.walk.record[steps][role[p.session[steps]] == 0]
+        for column, texts in zip(columns, p.events.tokens, strict=True):
+            column.extend(texts[i] for i in records)
+    return Vocabulary.learn(parts.fields, columns, MAX_VOCABULARY)
+
+
+def _sequences(partition: _Partition, chosen: NDArray[np.bool_], encoder: TokenEncoder) -> list[Sequence]:
+    """The chosen sessions of a partition, as the model takes them."""
+    walk, session = partition.walk, partition.session
+    ids, gaps = encoder.ids(partition.events.tokens), log_gaps(walk.gap_ms)
+    steps = _steps(partition)
+    steps = steps[np.argsort(session[steps], kind="stable")]  # session by session, each in order
+    numbers, starts = np.unique(session[steps], return_index=True)
+    seen_end = set(session[(walk.kind != STEP) & (walk.kind != END_INPUT)].tolist())
+    out = []
+    for number, records in zip(numbers.tolist(), np.split(walk.record[steps], starts[1:]), strict=True):
+        if chosen[number]:
+            out.append(Sequence(ids[records], gaps[records], number in seen_end))
+    return out
+
+
+def _calibrate(
+    partitions: list[_Partition], held_back: NDArray[np.bool_], parts: Parts,
+    vocabulary: Vocabulary, weights: dict[str, NDArray[np.float32]],
+) -> tuple[Calibration, Calibration]:  # fmt: skip
+    """Score the history as a worker would; keep the scores of records and of ended sessions held back."""
+    nothing = Calibration.learn([])
+    learned = Learned("0" * 64, vocabulary, GruKernel(weights, vocabulary.sizes), nothing, nothing)
+    parts = replace(parts, learned=learned)
+    records: list[NDArray[np.float32]] = []
+    sessions: list[NDArray[np.float32]] = []
+    for p in partitions:
+        rows = SessionRows.empty(len(p.events.sessions), parts.shape)
+        verdicts, _, _ = process_batch(p.events, rows, PartitionState(0), parts, close_all=True)
+        records.append(_record_scores(verdicts, p, held_back))
+        ends = verdicts.ends.operation
+        counted = held_back[p.session[ends]] & (verdicts.walk.kind[ends] != END_INPUT)
+        sessions.append(verdicts.ends.score[counted])
+    return Calibration.learn(np.concatenate(records)), Calibration.learn(np.concatenate(sessions))
+
+
+def _record_scores(verdicts: Verdicts, partition: _Partition, held_back: NDArray[np.bool_]) -> NDArray[np.float32]:
+    steps = _steps(partition)
+    return verdicts.score[verdicts.walk.record[steps[held_back[partition.session[steps]]]]]
+
+
+def _data_span(partitions: list[_Partition], first_ms: NDArray[np.int64]) -> dict[str, Any]:
+    """What was learned from, with a fingerprint that changes when any event's session, time or token does."""
+    fingerprint = sha256()
+    for p in partitions:
+        fingerprint.update(p.events.time_ms.tobytes() + p.events.session.tobytes())
+        for column in p.events.tokens:
+            fingerprint.update("\0".join("" if t is None else t for t in column).encode())
+    return {
+        "records": sum(len(p.events) for p in partitions), "sessions": len(first_ms),
+        "first_ms": int(min(p.events.time_ms.min() for p in partitions)),
+        "last_ms": int(max(p.events.time_ms.max() for p in partitions)),
+        "sha256": fingerprint.hexdigest(),
+    }  # fmt: skip
+
+
+def _warnings(records: Calibration, sessions: Calibration, rate: float) -> list[str]:
+    """Say where the data is too little for the promise: a p-value cannot fall below 1 / (1 + held-back scores)."""
+    return [
+        f"{part.count} {what} were held back for calibration, so no {what[:-1]} can reach a p-value below "
+        f"{part.smallest_p_value:.2g}: with the promise of {rate:g} none will ever be an anomaly. Train on about "
+        f"{int(1 / (rate * (1 - LEARN - VALIDATE)))} {what}, or raise promise.false_alarm_rate"
+        for what, part in (("records", records), ("sessions", sessions))
+        if part.smallest_p_value > rate
+    ]

@@ -1,0 +1,107 @@
+"""Parts: all that scoring needs and does not change, put together from the config and a bundle."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from safetensors import SafetensorError
+from safetensors.numpy import load, save
+
+from detectors.calibration import Calibration
+from detectors.rows import RowShape
+from features.sessions import SessionRules
+from features.tokens import TokenEncoder, Vocabulary
+from models.bundle import Bundle
+from models.errors import BundleError
+from models.runtime import GruKernel
+
+
+@dataclass(frozen=True)
+class Learned:
+    """What a bundle holds, ready to use.
+
+    Attributes
+    ----------
+    number
+        64 bits of the digest, the mark in each session row this bundle wrote.
+    """
+
+    digest: str
+    vocabulary: Vocabulary
+    model: GruKernel
+    records: Calibration
+    sessions: Calibration
+
+    @property
+    def number(self) -> int:
+        """The bundle's mark in session rows; never 0."""
+        return max(1, int(self.digest[:16], 16))
+
+
+@dataclass(frozen=True)
+class Parts:
+    """Arguments of `process_batch` that stay the same from slice to slice. `learned` is None until a bundle serves."""
+
+    stream: str
+    topic: str
+    fields: tuple[str, ...]
+    shape: RowShape
+    rules: SessionRules
+    rate: float
+    encoder: TokenEncoder
+    learned: Learned | None
+
+
+def pack(
+    vocabulary: Vocabulary, weights: dict[str, Any], records: Calibration, sessions: Calibration
+) -> dict[str, bytes]:
+    """A bundle's files, from what was learned."""
+    calibration: dict[str, NDArray[Any]] = {}
+    for name, part in (("records", records), ("sessions", sessions)):
+        calibration |= {
+            f"{name}.levels": part.levels, f"{name}.reaching": part.reaching, f"{name}.above": part.above,
+            f"{name}.count": np.array([part.count], np.int64),
+        }  # fmt: skip
+    return {
+        "weights.safetensors": save(dict(sorted(weights.items()))),
+        "calibration.safetensors": save(calibration),
+        "vocabulary.json": json.dumps(
+            {"fields": vocabulary.fields, "tokens": vocabulary.tokens}, ensure_ascii=False
+        ).encode(),
+    }  # fmt: skip
+
+
+def unpack(bundle: Bundle, fields: Sequence[str], hidden: int) -> Learned:
+    """What `pack` wrote, checked against the stream's config.
+
+    Raises
+    ------
+    BundleError
+        The bundle was trained for other fields or another hidden size, or a file does not hold what it should.
+    """
+    schema = bundle.content.get("schema", {})
+    trained = (tuple(schema.get("tokens", ())), schema.get("hidden"))
+    if trained != (tuple(fields), hidden):
+        message = (
+            f"bundle {bundle.digest[:12]} was trained with tokens {list(trained[0])} and hidden {trained[1]}, but the "
+            f"config says tokens {list(fields)} and hidden {hidden}; run `offbeat train --promote`"
+        )
+        raise BundleError(message)
+    try:
+        words = json.loads(bundle.files["vocabulary.json"])
+        vocabulary = Vocabulary(tuple(words["fields"]), tuple(map(tuple, words["tokens"])))
+        weights = load(bundle.files["weights.safetensors"])
+        found = load(bundle.files["calibration.safetensors"])
+        records, sessions = (
+            Calibration(found[f"{n}.levels"], found[f"{n}.reaching"], found[f"{n}.above"], int(found[f"{n}.count"][0]))
+            for n in ("records", "sessions")
+        )
+    except (KeyError, ValueError, SafetensorError) as error:
+        message = f"bundle {bundle.digest[:12]} lacks a part ({error}); run `offbeat train --promote`"
+        raise BundleError(message) from None
+    return Learned(bundle.digest, vocabulary, GruKernel(weights, vocabulary.sizes), records, sessions)

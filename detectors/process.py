@@ -1,0 +1,196 @@
+"""The heart: a slice of events and the rows before it, to verdicts and the rows after it. Pure.
+
+`process_one` in `tests/naive.py` tells the same story for one event; a property test says they agree bit for bit for
+any slicing of any stream.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import numpy as np
+from numpy.typing import NDArray
+
+from detectors.parts import Learned, Parts
+from detectors.rows import NO_BUNDLE, NO_OFFSET, PartitionState, SessionRows, remember
+from features.decode import Events
+from features.sessions import STEP, Walk, log_gaps, walk_sessions
+from models.runtime import F32
+
+OK, WARMING_UP = "ok", "warming_up"
+
+
+@dataclass(frozen=True)
+class SessionEnds:
+    """Verdicts on E sessions that ended, in the order they were seen to.
+
+    Attributes
+    ----------
+    operation
+        (E,) position in the walk.
+    score, p_value, anomaly
+        (E,) the largest surprise of the session's records and of its end.
+    end_surprise
+        (E,) surprise of the end alone.
+    worst, worst_offset, last_offset
+        (E,) largest record score, where it was, and the offset of the last record.
+    """
+
+    operation: NDArray[np.intp]
+    score: F32
+    p_value: NDArray[np.float64]
+    anomaly: NDArray[np.bool_]
+    end_surprise: F32
+    worst: F32
+    worst_offset: NDArray[np.int64]
+    last_offset: NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class Verdicts:
+    """One decision on each of n records and on each session that ended.
+
+    Attributes
+    ----------
+    status
+        "ok", or "warming_up" while no bundle serves; scores are NaN then.
+    surprise
+        (n, F) nats per field; score is their sum.
+    score, p_value, anomaly
+        (n,) float32, float64, bool.
+    states
+        (m, H): the state each operation was scored under, for explanations.
+    """
+
+    events: Events
+    hashes: NDArray[np.uint64]
+    walk: Walk
+    status: str
+    surprise: F32
+    score: F32
+    p_value: NDArray[np.float64]
+    anomaly: NDArray[np.bool_]
+    states: F32
+    ends: SessionEnds
+
+
+def process_batch(
+    events: Events, rows: SessionRows, partition: PartitionState, parts: Parts, *, close_all: bool = False
+) -> tuple[Verdicts, SessionRows, PartitionState]:
+    """Score a slice before learning from it.
+
+    Parameters
+    ----------
+    events
+        Valid records of one partition in offset order; none at all is allowed, then only due sessions end.
+    rows
+        One row for each of `events.sessions`, in that order, then rows of sessions that may be due. Left untouched.
+    close_all
+        End every session there is: the input is over (files only).
+
+    Returns
+    -------
+    verdicts, rows, partition
+        Rows in the same order; those of ended sessions have 0 events.
+    """
+    learned = parts.learned
+    rows = rebuild_stale(rows, parts)
+    walk = walk_sessions(
+        events.session,
+        events.time_ms,
+        events.ends,
+        rows.clocks,
+        partition.watermark_ms,
+        parts.rules,
+        close_all=close_all,
+    )
+    hashes = parts.encoder.hashes(events.tokens)
+    surprise, end_surprise, states, hidden = _surprise(events, rows, walk, parts)
+    score = _sum_fields(surprise)
+
+    clocks = walk.clocks
+    after = replace(rows.copy(), hidden=hidden, events=clocks.events, first_ms=clocks.first_ms, last_ms=clocks.last_ms)
+    m = len(walk.kind)
+    worst, worst_offset, last_offset = np.empty(m, np.float32), np.empty(m, np.int64), np.empty(m, np.int64)
+    remember(
+        walk.kind, walk.row, walk.record, walk.first, events.offsets, events.time_ms, hashes, score,
+        rows.events.copy(), after.applied, after.worst, after.worst_offset, after.context_ms, after.context_tokens,
+        worst, worst_offset, last_offset,
+    )  # fmt: skip
+    after.bundle[walk.row[walk.kind == STEP]] = NO_BUNDLE if learned is None else learned.number
+
+    ended = np.flatnonzero(walk.kind != STEP)
+    ended = ended[np.argsort(walk.record[ended], kind="stable")]
+    end_score = np.maximum(worst[ended], end_surprise[ended])
+    p_value, end_p_value = _p_values(score, end_score, learned)
+    verdicts = Verdicts(
+        events, hashes, walk, WARMING_UP if learned is None else OK, surprise, score, p_value, p_value <= parts.rate,
+        states,
+        SessionEnds(
+            ended, end_score, end_p_value, end_p_value <= parts.rate, end_surprise[ended],
+            worst[ended], worst_offset[ended], last_offset[ended],
+        ),
+    )  # fmt: skip
+    return verdicts, after, partition.advance(events.next_offset, walk.watermark_ms, len(events))
+
+
+def _surprise(events: Events, rows: SessionRows, walk: Walk, parts: Parts) -> tuple[F32, F32, F32, F32]:
+    """Surprise of fields and ends, states scored under, states after; NaN and unchanged without a model."""
+    n, m = len(events), len(walk.kind)
+    if parts.learned is None:
+        nowhere = np.zeros((m, rows.hidden.shape[1]), np.float32)
+        return np.full((n, len(parts.fields)), np.nan, np.float32), np.full(m, np.nan, np.float32), nowhere, rows.hidden
+    scores = parts.learned.model.score_and_step(
+        walk.kind, walk.row, walk.record, walk.first,
+        parts.encoder.ids(events.tokens), log_gaps(walk.gap_ms), rows.hidden,
+    )  # fmt: skip
+    return scores.surprise, scores.end_surprise, scores.states, scores.hidden
+
+
+def _sum_fields(surprise: F32) -> F32:
+    """(n,) sums of (n, F), field by field, so that a sum never depends on numpy's blocking."""
+    total = surprise[:, 0].copy()
+    for f in range(1, surprise.shape[1]):
+        total += surprise[:, f]
+    return total
+
+
+def _p_values(score: F32, end_score: F32, learned: Learned | None) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    if learned is None:
+        return np.full(len(score), np.nan), np.full(len(end_score), np.nan)
+    return learned.records.p_values(score), learned.sessions.p_values(end_score)
+
+
+def rebuild_stale(rows: SessionRows, parts: Parts) -> SessionRows:
+    """Rows another bundle wrote, rebuilt by replaying their context under this one; the others as they are.
+
+    A session longer than its context starts the replay from the learned start state; so does a fresh run over that
+    window.
+    """
+    learned = parts.learned
+    if learned is None:
+        return rows
+    stale = np.flatnonzero((rows.events > 0) & (rows.bundle != learned.number))
+    if len(stale) == 0:
+        return rows
+    recent = [rows.recent(int(row)) for row in stale]
+    lengths = [len(times) for times, _ in recent]
+    times = np.concatenate([t for t, _ in recent])
+    starts = np.cumsum([0, *lengths[:-1]])
+    first = np.zeros(len(times), np.bool_)
+    first[starts] = True
+    gaps = np.maximum(np.diff(times, prepend=times[:1]), 0)
+    gaps[first] = 0
+    which = np.repeat(np.arange(len(stale), dtype=np.int32), lengths)
+    n = len(times)
+    scores = learned.model.score_and_step(
+        np.zeros(n, np.int8), which, np.arange(n, dtype=np.int32), first,
+        parts.encoder.ids_of_hashes(np.concatenate([h for _, h in recent])), log_gaps(gaps),
+        np.zeros((len(stale), rows.hidden.shape[1]), np.float32),
+    )  # fmt: skip
+    rebuilt = rows.copy()
+    rebuilt.hidden[stale] = scores.hidden
+    rebuilt.worst[stale] = np.maximum.reduceat(_sum_fields(scores.surprise), starts)
+    rebuilt.worst_offset[stale] = NO_OFFSET
+    rebuilt.bundle[stale] = learned.number
+    return rebuilt

@@ -1,0 +1,164 @@
+"""What is remembered: a row for every open session, and one for the partition. Columns, so a slice moves as arrays."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields, replace
+
+import numpy as np
+from numba import njit
+from numpy.typing import NDArray
+
+from features.sessions import NO_WATERMARK, SessionClocks
+
+NO_BUNDLE = 0  # a row no model has scored yet
+NO_OFFSET = -1
+_STEP = 0
+
+
+@dataclass(frozen=True)
+class SessionRows:
+    """S session rows. S = sessions, H = hidden size, W = events of context, F = token fields.
+
+    Attributes
+    ----------
+    events, first_ms, last_ms
+        (S,) int64: events so far (0: the session is not open), smallest start and largest event time.
+    applied
+        (S,) int64: offset of the last event taken in.
+    worst, worst_offset
+        (S,) float32 and int64: largest record score so far and where it was; -inf and -1 before the first.
+    bundle
+        (S,) uint64: which bundle wrote `hidden`; 0 none.
+    hidden
+        (S, H) float32: state after the last event.
+    context_ms, context_tokens
+        (S, W) int64 and (S, W, F) uint64: times and stable token hashes of the last W events, as a ring: event number
+        k of the session (from 0) stands at k mod W.
+    """
+
+    events: NDArray[np.int64]
+    first_ms: NDArray[np.int64]
+    last_ms: NDArray[np.int64]
+    applied: NDArray[np.int64]
+    worst: NDArray[np.float32]
+    worst_offset: NDArray[np.int64]
+    bundle: NDArray[np.uint64]
+    hidden: NDArray[np.float32]
+    context_ms: NDArray[np.int64]
+    context_tokens: NDArray[np.uint64]
+
+    @classmethod
+    def empty(cls, count: int, shape: RowShape) -> SessionRows:
+        """`count` rows without an open session."""
+        made = [np.zeros((count, *shape.dimensions(f.name)), DTYPES[f.name]) for f in fields(cls)]
+        rows = cls(*made)
+        rows.worst.fill(-np.inf)
+        rows.worst_offset.fill(NO_OFFSET)
+        rows.applied.fill(NO_OFFSET)
+        return rows
+
+    def __len__(self) -> int:
+        return len(self.events)
+
+    @property
+    def clocks(self) -> SessionClocks:
+        """The part that decides when sessions end."""
+        return SessionClocks(self.events, self.first_ms, self.last_ms)
+
+    def take(self, indices: NDArray[np.intp]) -> SessionRows:
+        """Copies of some rows, in the order given."""
+        return SessionRows(*(getattr(self, f.name)[indices] for f in fields(self)))
+
+    def copy(self) -> SessionRows:
+        """A copy that shares nothing."""
+        return SessionRows(*(getattr(self, f.name).copy() for f in fields(self)))
+
+    def put(self, indices: NDArray[np.intp], rows: SessionRows) -> None:
+        """Overwrite some rows in place; for the store that owns them."""
+        for f in fields(self):
+            getattr(self, f.name)[indices] = getattr(rows, f.name)
+
+    def recent(self, row: int) -> tuple[NDArray[np.int64], NDArray[np.uint64]]:
+        """The session's last events, oldest first: (k,) times and (k, F) token hashes, k <= W."""
+        width = self.context_ms.shape[1]
+        last = int(self.events[row])
+        order = np.arange(max(0, last - width), last) % width
+        return self.context_ms[row, order], self.context_tokens[row, order]
+
+
+DTYPES: dict[str, str] = {
+    "events": "<i8", "first_ms": "<i8", "last_ms": "<i8", "applied": "<i8", "worst": "<f4", "worst_offset": "<i8",
+    "bundle": "<u8", "hidden": "<f4", "context_ms": "<i8", "context_tokens": "<u8",
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class RowShape:
+    """What a row's width depends on: hidden size, events of context, token fields."""
+
+    hidden: int
+    context: int
+    fields: int
+
+    def dimensions(self, column: str) -> tuple[int, ...]:
+        """Shape of one row's entry in a column of `SessionRows`."""
+        shapes = {
+            "hidden": (self.hidden,), "context_ms": (self.context,), "context_tokens": (self.context, self.fields),
+        }  # fmt: skip
+        return shapes.get(column, ())
+
+
+@dataclass(frozen=True)
+class PartitionState:
+    """What a partition keeps beside its sessions.
+
+    Attributes
+    ----------
+    next_offset
+        X + 1: the first offset not taken in.
+    watermark_ms
+        Largest event time seen; -1 before the first event.
+    records
+        How many valid records were taken in.
+    """
+
+    next_offset: int
+    watermark_ms: int = NO_WATERMARK
+    records: int = 0
+
+    def advance(self, next_offset: int | None, watermark_ms: int, records: int) -> PartitionState:
+        """The state after a slice."""
+        return replace(
+            self, next_offset=self.next_offset if next_offset is None else next_offset,
+            watermark_ms=watermark_ms, records=self.records + records,
+        )  # fmt: skip
+
+
+@njit(cache=True)
+def remember(
+    kind, row, record, first, offsets, time_ms, hashes, scores,
+    counted, applied, worst, worst_offset, context_ms, context_tokens,
+    ended_worst, ended_worst_offset, ended_applied,
+):  # fmt: skip
+    """Write m operations into rows, in order: context, applied offset, largest score; copy what an ended session had.
+
+    `counted` (S,) holds each session's events before the slice and counts on. Scores that are NaN (no model yet) leave
+    `worst` as it was.
+    """
+    width = context_ms.shape[1]
+    for o in range(len(kind)):
+        s = row[o]
+        if kind[o] != _STEP:
+            ended_worst[o], ended_worst_offset[o], ended_applied[o] = worst[s], worst_offset[s], applied[s]
+            counted[s], worst[s], worst_offset[s], applied[s] = 0, -np.inf, NO_OFFSET, NO_OFFSET
+            continue
+        i = record[o]
+        if first[i]:
+            counted[s], worst[s], worst_offset[s] = 0, -np.inf, NO_OFFSET
+        at = counted[s] % width
+        context_ms[s, at] = time_ms[i]
+        context_tokens[s, at] = hashes[i]
+        counted[s] += 1
+        applied[s] = offsets[i]
+        if scores[i] > worst[s]:
+            worst[s], worst_offset[s] = scores[i], offsets[i]

@@ -1,0 +1,191 @@
+"""GRU steps and softmax heads in numba, row by row: a row's result has the same bits whatever stands beside it.
+
+Every session advances through one and the same compiled path, with fixed orders of summation, so neither the size of
+a batch nor a row's place in it can change a bit. (BLAS does not give that: its blocking depends on the shape.) The
+kernels are held to torch within a tolerance by `tests/models/test_kernels.py`.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from numba import njit
+
+f4 = np.float32
+LOG2E = f4(1.4426950408889634)
+LN2_HIGH, LN2_LOW = f4(0.693359375), f4(-2.12194440e-4)  # ln 2 in two parts, so that x - n ln 2 keeps its bits
+STEP = 0  # the operation that advances a row; all others are ends of a session
+
+# Contraction and reassociation let LLVM vectorise; NaN and infinity keep their meaning.
+_FAST = True
+
+
+@njit(inline="always", fastmath=_FAST, error_model="numpy")
+def _exp(x):
+    """Exp in float32 by range reduction and a polynomial of degree 5 (Cephes expf), relative error about 1e-7."""
+    x = min(max(x, f4(-87.0)), f4(88.0))
+    n = np.floor(x * LOG2E + f4(0.5))
+    r = x - n * LN2_HIGH - n * LN2_LOW
+    p = f4(1.9875691500e-4)
+    p = p * r + f4(1.3981999507e-3)
+    p = p * r + f4(8.3334519073e-3)
+    p = p * r + f4(4.1665795894e-2)
+    p = p * r + f4(1.6666665459e-1)
+    p = p * r + f4(5.0000001201e-1)
+    p = p * r * r + r + f4(1.0)
+    bits = np.int32((np.int32(n) + np.int32(127)) << np.int32(23))  # 2^n, written into the exponent
+    return p * bits.view(f4)
+
+
+@njit(inline="always", fastmath=_FAST, error_model="numpy")
+def _tanh(x):
+    """Tanh in float32 as a ratio of polynomials of degrees 13 and 6 (Eigen's coefficients), error about 1e-7."""
+    x = min(max(x, f4(-7.90531110763549805)), f4(7.90531110763549805))
+    y = x * x
+    p = f4(-2.76076847742355e-16)
+    p = p * y + f4(2.00018790482477e-13)
+    p = p * y + f4(-8.60467152213735e-11)
+    p = p * y + f4(5.12229709037114e-08)
+    p = p * y + f4(1.48572235717979e-05)
+    p = p * y + f4(6.37261928875436e-04)
+    p = p * y + f4(4.89352455891786e-03)
+    q = f4(1.19825839466702e-06)
+    q = q * y + f4(1.18534705686654e-04)
+    q = q * y + f4(2.26843463243900e-03)
+    q = q * y + f4(4.89352518554385e-03)
+    return x * p / q
+
+
+@njit(inline="always", fastmath=_FAST, error_model="numpy")
+def _sigmoid(x):
+    return f4(0.5) * _tanh(f4(0.5) * x) + f4(0.5)
+
+
+@njit(inline="always", fastmath=_FAST, error_model="numpy")
+def _add_product(out, h, w, hidden, width):
+    """out[:width] += h @ w[:, :width], eight rows of w at a time."""
+    for k in range(0, hidden, 8):
+        h0, h1, h2, h3 = h[k], h[k + 1], h[k + 2], h[k + 3]
+        h4, h5, h6, h7 = h[k + 4], h[k + 5], h[k + 6], h[k + 7]
+        for j in range(width):
+            out[j] += (
+                h0 * w[k, j] + h1 * w[k + 1, j] + h2 * w[k + 2, j] + h3 * w[k + 3, j]
+                + h4 * w[k + 4, j] + h5 * w[k + 5, j] + h6 * w[k + 6, j] + h7 * w[k + 7, j]
+            )  # fmt: skip
+
+
+@njit(inline="always", fastmath=_FAST, error_model="numpy")
+def _log_sum_exp(logits, low, high):
+    top = logits[low]
+    for j in range(low + 1, high):
+        top = max(top, logits[j])
+    total = f4(0.0)
+    for j in range(low, high):
+        total += _exp(logits[j] - top)
+    return top + f4(np.log(total))
+
+
+@njit(cache=True, fastmath=_FAST, error_model="numpy")
+def score_and_step(
+    kind, row, record, first, tokens, log_gap, hidden, start,
+    table, table_offset, gap_weight, bias, recurrent, recurrent_bias, head, head_bias, head_offset,
+    surprise, states, end_surprise,
+):  # fmt: skip
+    """Run m operations on S rows: score each event under the state before it, then step.
+
+    Parameters
+    ----------
+    kind, row, record
+        (m,) operations; STEP scores and applies event `record` to `row`, anything else scores the session's end.
+    first
+        (n,) bool: the event opens a session, so its row begins at `start`.
+    tokens, log_gap
+        (n, F) int32 ids; (n,) float32.
+    hidden
+        (S, H) float32, advanced in place; the caller owns it.
+    table, table_offset, gap_weight, bias
+        Input part of the gates: (sum V_f, 3H) rows by token, (F,) where each field's begin, (3H,) and (3H,).
+    recurrent, recurrent_bias
+        (H, 3H) transposed; (H,) for the candidate, inside the reset gate.
+    head, head_bias, head_offset
+        (H, W), (W,), (F + 1,): columns of field f are head_offset[f] to head_offset[f + 1]; the first field's last
+        is the end of the session.
+    surprise, states, end_surprise
+        Out: (n, F) float32 in nats, (m, H) states each operation was scored under, (m,) surprise of each end.
+    """
+    size = hidden.shape[1]
+    fields = tokens.shape[1]
+    width = head.shape[1]
+    end_width = head_offset[1]
+    gates = np.empty(3 * size, f4)
+    h = np.empty(size, f4)
+    logits = np.empty(width, f4)
+    for o in range(len(kind)):
+        s = row[o]
+        if kind[o] != STEP:
+            for j in range(size):
+                states[o, j] = hidden[s, j]
+            for j in range(end_width):
+                logits[j] = head_bias[j]
+            _add_product(logits, hidden[s], head, size, end_width)
+            end_surprise[o] = _log_sum_exp(logits, 0, end_width) - logits[end_width - 1]
+            continue
+        i = record[o]
+        for j in range(size):
+            h[j] = start[j] if first[i] else hidden[s, j]
+            states[o, j] = h[j]
+        for j in range(width):
+            logits[j] = head_bias[j]
+        _add_product(logits, h, head, size, width)
+        for f in range(fields):
+            low, high = head_offset[f], head_offset[f + 1]
+            surprise[i, f] = _log_sum_exp(logits, low, high) - logits[low + tokens[i, f]]
+        gap = log_gap[i]
+        for j in range(2 * size):
+            gates[j] = bias[j] + gap * gap_weight[j]
+        for j in range(size):
+            gates[2 * size + j] = recurrent_bias[j]
+        for f in range(fields):
+            t = table_offset[f] + tokens[i, f]
+            for j in range(2 * size):
+                gates[j] += table[t, j]
+        _add_product(gates, h, recurrent, size, 3 * size)
+        for j in range(size):
+            candidate = bias[2 * size + j] + gap * gap_weight[2 * size + j]
+            for f in range(fields):
+                candidate += table[table_offset[f] + tokens[i, f], 2 * size + j]
+            r = _sigmoid(gates[j])
+            z = _sigmoid(gates[size + j])
+            n = _tanh(candidate + r * gates[2 * size + j])
+            hidden[s, j] = n + z * (h[j] - n)
+
+
+@njit(cache=True, fastmath=_FAST, error_model="numpy")
+def log_probabilities(states, head, head_bias, head_offset):
+    """(k, W) float32 log-probabilities of (k, H) states, each field normalised on its own."""
+    k, size = states.shape
+    out = np.empty((k, head.shape[1]), f4)
+    for i in range(k):
+        logits = out[i]
+        for j in range(head.shape[1]):
+            logits[j] = head_bias[j]
+        _add_product(logits, states[i], head, size, head.shape[1])
+        for f in range(len(head_offset) - 1):
+            low, high = head_offset[f], head_offset[f + 1]
+            total = _log_sum_exp(logits, low, high)
+            for j in range(low, high):
+                logits[j] -= total
+    return out
+
+
+@njit(cache=True)
+def input_table(embedding, weight):
+    """(V, 3H) float32: what each token adds to the gates, embedding (V, E) times weight (3H, E), summed in order."""
+    vocabulary, width = embedding.shape
+    out = np.zeros((vocabulary, weight.shape[0]), f4)
+    for t in range(vocabulary):
+        for g in range(weight.shape[0]):
+            total = f4(0.0)
+            for e in range(width):
+                total += embedding[t, e] * weight[g, e]
+            out[t, g] = total
+    return out

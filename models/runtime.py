@@ -1,0 +1,107 @@
+"""A trained model ready to serve on a CPU: numpy weights and the row-wise kernels. It does not import torch."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from models.errors import BundleError
+from models.kernels import input_table, log_probabilities, score_and_step
+
+F32 = NDArray[np.float32]
+
+
+@dataclass(frozen=True)
+class Scores:
+    """What the model says of a slice of n events and m operations.
+
+    Attributes
+    ----------
+    surprise
+        (n, F) float32: minus log-likelihood of each field, in nats, under the state before the event.
+    states
+        (m, H) float32: the state each operation was scored under.
+    end_surprise
+        (m,) float32: surprise of a session's end; defined where the operation is an end.
+    hidden
+        (S, H) float32 after the slice.
+    """
+
+    surprise: F32
+    states: F32
+    end_surprise: F32
+    hidden: F32
+
+
+class GruKernel:
+    """Serves `models.gru.GruModel` weights. Same input, same bits, on one kind of CPU.
+
+    Parameters
+    ----------
+    weights
+        As `GruModel.weights` gives them.
+    sizes
+        Vocabulary size of each of F fields.
+
+    Raises
+    ------
+    BundleError
+        A weight is missing, has another shape, or is not finite.
+    """
+
+    def __init__(self, weights: Mapping[str, F32], sizes: tuple[int, ...]) -> None:
+        try:
+            self.start = np.ascontiguousarray(weights["start"], np.float32)
+            inputs, recurrent = weights["core.weight_ih_l0"], weights["core.weight_hh_l0"]
+            input_bias, recurrent_bias = weights["core.bias_ih_l0"], weights["core.bias_hh_l0"]
+            embeddings = [np.ascontiguousarray(weights[f"embeddings.{f}.weight"]) for f in range(len(sizes))]
+            head, head_bias = weights["head.weight"], weights["head.bias"]
+        except KeyError as error:
+            message = f"the bundle has no weight {error.args[0]}; train it again"
+            raise BundleError(message) from None
+        self.size = size = len(self.start)
+        self.sizes = sizes
+        expected = {recurrent.shape: (3 * size, size), head.shape: (sum(sizes) + 1, size)}
+        if any(have != want for have, want in expected.items()) or [len(e) for e in embeddings] != list(sizes):
+            message = "the bundle's weights do not fit its vocabulary; train it again"
+            raise BundleError(message)
+        if not all(np.isfinite(w).all() for w in weights.values()):
+            message = "the bundle holds weights that are not finite; train it again"
+            raise BundleError(message)
+        width = embeddings[0].shape[1]
+        blocks = [np.ascontiguousarray(inputs[:, f * width : (f + 1) * width]) for f in range(len(sizes))]
+        self._table = np.concatenate([input_table(e, w) for e, w in zip(embeddings, blocks, strict=True)])
+        self._table_offset = np.cumsum([0, *sizes[:-1]], dtype=np.int64)
+        self._gap_weight = np.ascontiguousarray(inputs[:, -1], np.float32)
+        self._bias = np.ascontiguousarray(input_bias, np.float32).copy()
+        self._bias[: 2 * size] += recurrent_bias[: 2 * size]
+        self._recurrent = np.ascontiguousarray(recurrent.T, np.float32)
+        self._recurrent_bias = np.ascontiguousarray(recurrent_bias[2 * size :], np.float32)
+        self._head = np.ascontiguousarray(head.T, np.float32)
+        self._head_bias = np.ascontiguousarray(head_bias, np.float32)
+        self.head_offset = np.cumsum([0, sizes[0] + 1, *sizes[1:]], dtype=np.int64)
+
+    def score_and_step(
+        self, kind: NDArray[np.int8], row: NDArray[np.int32], record: NDArray[np.int32], first: NDArray[np.bool_],
+        tokens: NDArray[np.int32], log_gap: F32, hidden: F32,
+    ) -> Scores:  # fmt: skip
+        """Score each event before learning it; shapes as in `models.kernels.score_and_step`. `hidden` is untouched."""
+        events, fields = tokens.shape
+        scores = Scores(
+            np.empty((events, fields), np.float32), np.empty((len(kind), self.size), np.float32),
+            np.zeros(len(kind), np.float32), np.array(hidden, np.float32, order="C"),
+        )  # fmt: skip
+        score_and_step(
+            kind, row, record, first, tokens, log_gap, scores.hidden, self.start,
+            self._table, self._table_offset, self._gap_weight, self._bias, self._recurrent, self._recurrent_bias,
+            self._head, self._head_bias, self.head_offset, scores.surprise, scores.states, scores.end_surprise,
+        )  # fmt: skip
+        return scores
+
+    def log_probabilities(self, states: F32) -> list[F32]:
+        """(k, V_f) per field for (k, H) states; the first field's last column is the end of the session."""
+        flat = log_probabilities(np.ascontiguousarray(states), self._head, self._head_bias, self.head_offset)
+        return [flat[:, low:high] for low, high in zip(self.head_offset, self.head_offset[1:], strict=False)]

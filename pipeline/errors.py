@@ -1,0 +1,66 @@
+"""What can go wrong at the edge, as one tree.
+
+OffbeatError                    every error we raise on purpose; its text says what to do next
+├── UsageError                  the command line or the config is wrong (exit code 2)
+│   └── ConfigError             a key of offbeat.yaml, named with its value and what was expected
+├── BrokerUnavailableError      nobody answers at the broker's address
+├── TopicError                  a topic is missing, or is not as we need it
+├── PortTakenError              another process listens there
+├── LocalBrokerError            `offbeat broker` cannot get, start or stop its Kafka
+├── StateError                  rows on disk or in the changelog do not fit the config or each other
+├── FencedError                 another worker owns the partition now, or the group says so
+└── TrainingError               the data cannot teach a model
+
+Bundles have errors of their own in `models/errors.py`, records in `features/errors.py`.
+"""
+
+from __future__ import annotations
+
+
+class OffbeatError(Exception):
+    """Base of all; the command line prints its text without a traceback and exits with `exit_code`."""
+
+    exit_code = 1
+    retriable = False
+
+
+class UsageError(OffbeatError):
+    """The user asked for something that cannot be; nothing was done."""
+
+    exit_code = 2
+
+
+class ConfigError(UsageError):
+    """offbeat.yaml or an environment variable is wrong."""
+
+
+class BrokerUnavailableError(OffbeatError):
+    """No Kafka broker answers at the configured address."""
+
+    retriable = True
+
+
+class TopicError(OffbeatError):
+    """A topic is missing or has settings we cannot work with."""
+
+
+class PortTakenError(OffbeatError):
+    """The port we were told to listen on belongs to another process."""
+
+
+class LocalBrokerError(OffbeatError):
+    """The local Apache Kafka could not be fetched, started or stopped."""
+
+
+class StateError(OffbeatError):
+    """Saved state does not fit the config, the source topic or itself."""
+
+
+class FencedError(OffbeatError):
+    """A newer owner of the partition exists; what this one holds in memory is void."""
+
+    retriable = True
+
+
+class TrainingError(OffbeatError):
+    """The records given cannot teach a model."""

@@ -1,0 +1,214 @@
+"""Verdicts to messages: what goes to which topic, with which id. Nothing here does I/O."""
+
+from __future__ import annotations
+
+import math
+from base64 import b64encode
+from collections.abc import Iterator
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Any
+from zlib import crc32
+
+import numpy as np
+import orjson
+
+from detectors.explanation import explain_end, explain_record
+from detectors.parts import Parts
+from detectors.process import Verdicts
+from detectors.rows import SessionRows
+from features.decode import Record, Reject
+from features.sessions import ENDED, STEP
+
+MAX_PAYLOAD = 64_000  # bytes of a dead letter's value we keep
+Json = dict[str, Any]
+Headers = list[tuple[str, bytes]]
+
+
+@dataclass(frozen=True)
+class Output:
+    """One message: which of our topics (`anomalies`, `decisions`, `dead-letters`), key, JSON, CloudEvents headers."""
+
+    topic: str
+    key: bytes | None
+    value: bytes
+    headers: Headers
+
+
+@dataclass(frozen=True)
+class Place:
+    """The partition that verdicts are about."""
+
+    topic: str
+    partition: int
+
+
+def message_id(stream: str, place: Place, offset: int, what: str) -> str:
+    """Name one message for ever: the same record gives the same id after a crash, a rebalance or a replay."""
+    return f"{stream}/{place.topic}/{place.partition}/{offset}/{what}"
+
+
+def is_sampled(identity: str, share: float) -> bool:
+    """Whether a decision is written, by a hash of its id, so that a replay writes the same ones."""
+    return share >= 1.0 or crc32(identity.encode()) < share * 2**32
+
+
+def record_decision(verdicts: Verdicts, i: int, place: Place, parts: Parts) -> Json:
+    """The decision on event `i` of the slice."""
+    events = verdicts.events
+    return {
+        "type": "record",
+        "id": message_id(parts.stream, place, int(events.offsets[i]), "record"),
+        "stream": parts.stream,
+        "session": events.sessions[events.session[i]],
+        "time_ms": int(events.time_ms[i]),
+        "score": _number(verdicts.score[i]),
+        "p_value": _number(verdicts.p_value[i]),
+        "anomaly": bool(verdicts.anomaly[i]),
+        "status": verdicts.status,
+    }
+
+
+def session_decision(verdicts: Verdicts, e: int, name: str, place: Place, parts: Parts) -> Json:
+    """The decision on the session verdict number `e` of the slice."""
+    ends, walk = verdicts.ends, verdicts.walk
+    operation = ends.operation[e]
+    return {
+        "type": "session",
+        "id": message_id(parts.stream, place, int(ends.last_offset[e]), "session"),
+        "stream": parts.stream,
+        "session": name,
+        "time_ms": int(walk.ended_last_ms[operation]),
+        "first_ms": int(walk.ended_first_ms[operation]),
+        "events": int(walk.ended_events[operation]),
+        "ended": ENDED[int(walk.kind[operation])],
+        "score": _number(ends.score[e]),
+        "p_value": _number(ends.p_value[e]),
+        "anomaly": bool(ends.anomaly[e]),
+        "status": verdicts.status,
+    }
+
+
+@dataclass(frozen=True)
+class Emitter:
+    """Turns verdicts of one partition into outputs.
+
+    Attributes
+    ----------
+    sample
+        Share of decisions written; anomalies are always written to their own topic.
+    """
+
+    parts: Parts
+    place: Place
+    sample: float
+
+    def decisions(self, verdicts: Verdicts, names: list[str], rows: SessionRows) -> Iterator[tuple[int, Json]]:
+        """All decisions in the order they were taken, each with the event it belongs to (-1: none).
+
+        An anomaly carries its explanation under the keys of an anomaly message. `names` and `rows` are the sessions
+        given to `process_batch` and their rows before it.
+        """
+        record, ends = 0, verdicts.ends.operation
+        for e in range(len(ends)):
+            seen = int(verdicts.walk.record[ends[e]])
+            while record <= min(seen, len(verdicts.events) - 1):
+                yield record, self._record(verdicts, record, rows)
+                record += 1
+            yield seen, self._session(verdicts, e, names, rows)
+        for i in range(record, len(verdicts.events)):
+            yield i, self._record(verdicts, i, rows)
+
+    def outputs(self, verdicts: Verdicts, names: list[str], rows: SessionRows, now_ms: int) -> list[Output]:
+        """What leaves for Kafka: each anomaly with its explanation, and the sampled decisions."""
+        out: list[Output] = []
+        if self.sample > 0.0:
+            for i in range(len(verdicts.events)):
+                identity = message_id(self.parts.stream, self.place, int(verdicts.events.offsets[i]), "record")
+                if is_sampled(identity, self.sample):
+                    self._decide(out, record_decision(verdicts, i, self.place, self.parts), now_ms)
+        for i in np.flatnonzero(verdicts.anomaly).tolist():
+            self._alarm(out, self._record(verdicts, i, rows), now_ms)
+        for e in range(len(verdicts.ends.operation)):
+            name = names[verdicts.walk.row[verdicts.ends.operation[e]]]
+            decision = session_decision(verdicts, e, name, self.place, self.parts)
+            if is_sampled(decision["id"], self.sample):
+                self._decide(out, decision, now_ms)
+            if decision["anomaly"]:
+                self._alarm(out, decision | explain_end(verdicts, e, rows, self.parts), now_ms)
+        return out
+
+    def dead_letter(self, reject: Reject, record: Record, now_ms: int) -> Output:
+        """A record that cannot be scored, with its reason."""
+        value = record.value or b""
+        kept = value[:MAX_PAYLOAD]
+        text = _text(kept, cut=len(value) > MAX_PAYLOAD)
+        identity = message_id(self.parts.stream, self.place, record.offset, "dead-letter")
+        body = {
+            "id": identity,
+            "stream": self.parts.stream,
+            "reason": reject.error.reason,
+            "detail": str(reject.error),
+            "source": {"topic": self.place.topic, "partition": self.place.partition, "offset": record.offset},
+            "key": None if record.key is None else record.key[:1024].decode("utf-8", "replace"),
+            "payload": text,
+            "payload_base64": b64encode(kept).decode() if text is None else None,
+            "truncated": len(value) > MAX_PAYLOAD,
+            "detected_ms": now_ms,
+        }
+        return Output(
+            "dead-letters", record.key, orjson.dumps(body), self._headers(identity, "io.offbeat.dead-letter", now_ms)
+        )
+
+    def _record(self, verdicts: Verdicts, i: int, rows: SessionRows) -> Json:
+        decision = record_decision(verdicts, i, self.place, self.parts)
+        if decision["anomaly"]:
+            operation = int(np.flatnonzero(verdicts.walk.kind == STEP)[i])  # steps stand in the events' order
+            decision |= explain_record(verdicts, operation, rows, self.parts)
+        return decision
+
+    def _session(self, verdicts: Verdicts, e: int, names: list[str], rows: SessionRows) -> Json:
+        name = names[verdicts.walk.row[verdicts.ends.operation[e]]]
+        decision = session_decision(verdicts, e, name, self.place, self.parts)
+        return decision | explain_end(verdicts, e, rows, self.parts) if decision["anomaly"] else decision
+
+    def _decide(self, out: list[Output], decision: Json, now_ms: int) -> None:
+        headers = self._headers(decision["id"], "io.offbeat.decision", now_ms)
+        out.append(Output("decisions", decision["session"].encode(), orjson.dumps(decision), headers))
+
+    def _alarm(self, out: list[Output], explained: Json, now_ms: int) -> None:
+        assert self.parts.learned is not None, "an anomaly needs a bundle"
+        *_, offset, _ = explained["id"].rsplit("/", 2)
+        body = {key: value for key, value in explained.items() if key != "anomaly"} | {
+            "model": {"name": self.parts.stream, "digest": self.parts.learned.digest},
+            "source": {"topic": self.place.topic, "partition": self.place.partition, "offset": int(offset)},
+            "detected_ms": now_ms,
+        }
+        headers = self._headers(explained["id"], "io.offbeat.anomaly", now_ms)
+        out.append(Output("anomalies", explained["session"].encode(), orjson.dumps(body), headers))
+
+    def _headers(self, identity: str, kind: str, now_ms: int) -> Headers:
+        """CloudEvents 1.0 attributes in Kafka's binary content mode."""
+        moment = datetime.fromtimestamp(now_ms / 1000, UTC).isoformat(timespec="milliseconds")
+        return [
+            ("ce_specversion", b"1.0"),
+            ("ce_id", identity.encode()),
+            ("ce_type", kind.encode()),
+            ("ce_source", f"/offbeat/{self.parts.stream}".encode()),
+            ("ce_time", moment.replace("+00:00", "Z").encode()),
+            ("content-type", b"application/json"),
+        ]
+
+
+def _number(value: np.floating[Any]) -> float | None:
+    """A JSON number, or null for none; never 0 for none."""
+    number = float(value)
+    return None if math.isnan(number) else number
+
+
+def _text(value: bytes, *, cut: bool) -> str | None:
+    """The bytes as text, or None where they are no UTF-8; a character cut in two at the end does not count."""
+    try:
+        return value.decode()
+    except UnicodeDecodeError as error:
+        return value[: error.start].decode() if cut and error.start > len(value) - 4 else None

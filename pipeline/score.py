@@ -1,0 +1,188 @@
+"""`offbeat score`: verdicts for a file, by the same code as the worker."""
+
+from __future__ import annotations
+
+import gzip
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from itertools import islice
+from pathlib import Path
+from typing import IO
+
+import msgspec
+import orjson
+
+from detectors.parts import Learned
+from detectors.rows import PartitionState
+from features.decode import Decoder, Events
+from pipeline.errors import UsageError
+from pipeline.outputs import Emitter, Json, Place, message_id
+from pipeline.serving import make_decoder, make_parts
+from pipeline.settings import StreamSettings
+from pipeline.slices import process_slice
+from pipeline.store import RowStore
+
+CHUNK = 4_096  # lines in one slice; any other number gives the same verdicts
+
+
+class _Envelope(msgspec.Struct, gc=False):
+    """Where a line's record lay in Kafka, where it says so."""
+
+    key: str | None = msgspec.field(default=None, name="_key")
+    timestamp_ms: int | None = msgspec.field(default=None, name="_timestamp_ms")
+    topic: str | None = msgspec.field(default=None, name="_topic")
+    partition: int | None = msgspec.field(default=None, name="_partition")
+    offset: int | None = msgspec.field(default=None, name="_offset")
+
+
+_decode_envelope = msgspec.json.Decoder(_Envelope).decode
+
+
+@dataclass(frozen=True)
+class Line:
+    """A line of a file as the record it stands for (`features.decode.Record`)."""
+
+    number: int  # counted from 1
+    place: Place
+    offset: int
+    timestamp: int
+    key: bytes | None
+    value: bytes | None
+
+
+def read_lines(path: Path, topic: str, progress: Callable[[int], None] | None = None) -> Iterator[Line]:
+    """Lines of a JSON-lines file, plain or .gz; blank ones are left out but counted.
+
+    Raises
+    ------
+    UsageError
+        The file cannot be read.
+    """
+    try:
+        with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as file:
+            for number, raw in enumerate(file, 1):
+                if progress is not None:
+                    progress(len(raw))
+                if text := raw.strip():
+                    yield _line(number, text, topic)
+    except (OSError, EOFError) as error:
+        message = f"{path} cannot be read: {error}"
+        raise UsageError(message) from error
+
+
+def _line(number: int, text: bytes, topic: str) -> Line:
+    try:
+        about = _decode_envelope(text)
+    except (msgspec.MsgspecError, RecursionError):  # the decoder will say what is wrong with it
+        about = _Envelope()
+    return Line(
+        number,
+        Place(topic if about.topic is None else about.topic, 0 if about.partition is None else about.partition),
+        number - 1 if about.offset is None else about.offset,
+        0 if about.timestamp_ms is None else about.timestamp_ms,
+        None if about.key is None else about.key.encode(),
+        text,
+    )
+
+
+@dataclass
+class _Partition:
+    """One partition of the file, on its way."""
+
+    emitter: Emitter
+    store: RowStore
+    state: PartitionState = field(default_factory=lambda: PartitionState(0))
+
+
+class Scorer:
+    """Scores lines chunk by chunk; partitions keep their own watermark and sessions."""
+
+    def __init__(self, name: str, stream: StreamSettings, learned: Learned | None) -> None:
+        self._name, self._stream, self._learned = name, stream, learned
+        self._decoder: Decoder = make_decoder(stream)
+        self._partitions: dict[Place, _Partition] = {}
+
+    def score(self, lines: list[Line]) -> Iterator[Json]:
+        """One verdict a line, in the lines' order, each followed by the sessions that end with it."""
+        by_place: dict[Place, list[int]] = {}
+        for position, line in enumerate(lines):
+            by_place.setdefault(line.place, []).append(position)
+        verdicts: list[list[Json]] = [[] for _ in lines]
+        for place, positions in by_place.items():
+            records = [lines[p] for p in positions]
+            events = self._decoder.decode(records, check_key=False)
+            for seen, verdict in self._process(self._partition(place), events):
+                where = positions[events.index[max(seen, 0)]]
+                verdicts[where].append(_numbered(verdict, lines[where].number))
+            for reject in events.rejects:
+                line = records[reject.index]
+                verdicts[positions[reject.index]].append(
+                    {
+                        "type": "record",
+                        "id": message_id(self._name, place, line.offset, "record"),
+                        "line": line.number,
+                        "session": None,
+                        "time_ms": None,
+                        "score": None,
+                        "p_value": None,
+                        "anomaly": False,
+                        "status": "dead_letter",
+                        "reason": reject.error.reason,
+                        "detail": str(reject.error),
+                    }
+                )
+        for found in verdicts:
+            yield from found
+
+    def finish(self) -> Iterator[Json]:
+        """End the sessions still open, as `input`: the file is over."""
+        nothing = self._decoder.decode([], check_key=False)
+        for partition in self._partitions.values():
+            for _, verdict in self._process(partition, nothing, close_all=True):
+                yield verdict
+
+    def _partition(self, place: Place) -> _Partition:
+        if place not in self._partitions:
+            parts = make_parts(self._name, self._stream, self._learned)
+            store = RowStore(parts.shape, parts.rules.gap_ms)
+            self._partitions[place] = _Partition(Emitter(parts, place, 1.0), store)
+        return self._partitions[place]
+
+    def _process(self, partition: _Partition, events: Events, *, close_all: bool = False) -> Iterator[tuple[int, Json]]:
+        done = process_slice(partition.store, events, partition.state, partition.emitter.parts, close_all=close_all)
+        assert done is not None, "a store without a bound has room"
+        partition.state = done.state
+        yield from partition.emitter.decisions(done.verdicts, done.names, done.rows)
+
+
+def _numbered(verdict: Json, line: int) -> Json:
+    """The verdict with its line; the order of keys is for people who read the file."""
+    return {"type": verdict["type"], "id": verdict["id"], "line": line, **verdict}
+
+
+def score_file(
+    name: str, stream: StreamSettings, learned: Learned | None, source: Path, target: Path,
+    progress: Callable[[int], None] | None = None,
+) -> dict[str, int]:  # fmt: skip
+    """Score a whole file into another; returns counts for a summary."""
+    scorer = Scorer(name, stream, learned)
+    counts = {"records": 0, "sessions": 0, "record_anomalies": 0, "session_anomalies": 0, "dead_letters": 0}
+    lines = read_lines(source, stream.topic, progress)
+    try:
+        with target.open("wb") as out:
+            while chunk := list(islice(lines, CHUNK)):
+                _write(out, scorer.score(chunk), counts)
+            _write(out, scorer.finish(), counts)
+    except OSError as error:
+        message = f"{target} cannot be written: {error}"
+        raise UsageError(message) from error
+    return counts
+
+
+def _write(out: IO[bytes], verdicts: Iterator[Json], counts: dict[str, int]) -> None:
+    for verdict in verdicts:
+        kind = verdict["type"]
+        counts[f"{kind}s"] += 1
+        counts[f"{kind}_anomalies"] += verdict["anomaly"]
+        counts["dead_letters"] += verdict["status"] == "dead_letter"
+        out.write(orjson.dumps(verdict) + b"\n")

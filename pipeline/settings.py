@@ -1,0 +1,324 @@
+"""The settings: offbeat.yaml and OFFBEAT_* variables, validated once into frozen objects.
+
+A wrong key or value becomes one `ConfigError` that names the key, the value and what was expected. Keys announced for
+later versions are refused with a sentence, so that nobody believes them to be in force.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    PlainSerializer,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
+
+from pipeline.errors import ConfigError
+from pipeline.units import format_duration_ms, parse_duration_ms
+
+DurationMs = Annotated[
+    int,
+    BeforeValidator(parse_duration_ms),
+    PlainSerializer(format_duration_ms, when_used="json"),
+]
+Scalar = str | bool | int | float
+
+# Keys of the design that this version does not have yet. "*" stands for any stream's name.
+LATER_KEYS = {
+    "alerts": "alert receivers and routes",
+    "device": "scoring on a GPU",
+    "runtime": "a choice of runtime",
+    "state.ttl": "a time to live for idle sessions",
+    "state.standby_replicas": "standby replicas",
+    "streams.*.late": "lateness and reordering",
+    "streams.*.numbers": "numeric fields",
+    "streams.*.mask": "masking",
+    "streams.*.segment": "segments",
+    "streams.*.message": "log messages",
+    "streams.*.window": "metric windows",
+    "streams.*.promise.alert_budget": "alert budgets",
+}
+# Values that exist in the design but not in this version, by key.
+LATER_VALUES = {
+    ("streams.*.kind", "logs"): "log streams",
+    ("streams.*.kind", "metrics"): "metric streams",
+    ("streams.*.model.core", "lstm"): "the LSTM core",
+    ("streams.*.model.core", "transformer"): "the Transformer core",
+    ("streams.*.model.core", "tcn"): "the TCN core",
+    ("delivery", "exactly_once"): "exactly-once outputs",
+}
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True)
+
+
+class HttpSettings(_Section):
+    """Where the worker serves /metrics."""
+
+    host: str = Field("127.0.0.1", description="Address to listen on; loopback, for the page has no login.")
+    port: int = Field(6066, ge=0, le=65535, description="Port to listen on; 0 takes a free one and logs it.")
+
+
+class StateSettings(_Section):
+    """How much session state a worker keeps in memory; the rest lives in RocksDB."""
+
+    hot_sessions: int = Field(
+        100_000, ge=100, description="Session rows in memory, all partitions of a worker together (about 1 KB each)."
+    )
+
+
+class TopicSettings(_Section):
+    """Output topics and changelogs."""
+
+    prefix: str = Field("offbeat", pattern=r"^[A-Za-z0-9._-]{1,100}$", description="Begins each output topic's name.")
+    create: bool = Field(True, description="Create missing output topics and changelogs at start.")
+    replication: int = Field(1, ge=1, le=32767, description="Replication factor of topics we create.")
+    partitions: int = Field(4, ge=1, le=10_000, description="Partitions of output topics we create.")
+    retention: DurationMs = Field(7 * 86_400_000, description="How long output topics keep messages.")
+
+
+class DecisionSettings(_Section):
+    """The topic of all verdicts."""
+
+    sample: float = Field(
+        0.01, ge=0.0, le=1.0,
+        description="Share of verdicts written to the decisions topic, by a hash of the id (a replay takes the same).",
+    )  # fmt: skip
+
+
+class SessionSettings(_Section):
+    """Which events belong together, and when they are over."""
+
+    by: str = Field(
+        pattern=r"^(@key|[^@\s.]+(\.[^\s.]+)*)$",
+        description="Field (a dotted path) that names the session, or @key. It must be the record's key.",
+    )
+    gap: DurationMs = Field(15 * 60_000, ge=1, description="A session is over after this silence, in event time.")
+    end_when: dict[str, Scalar] = Field(
+        default_factory=dict, description="An event with all of these field values is its session's last."
+    )
+    max_events: int = Field(10_000, ge=2, description="A session of this many events is ended.")
+
+
+class ModelSettings(_Section):
+    """The sequence model of a stream."""
+
+    core: Literal["gru"] = Field("gru", description="The recurrent part.")
+    hidden: Literal[16, 32, 64, 128, 256] = Field(64, description="Size of the hidden state.")
+    context: int = Field(
+        32, ge=4, le=256, description="Last events kept per session: shown in explanations, replayed for a new model."
+    )
+
+
+class PromiseSettings(_Section):
+    """The false alarms a stream is held to."""
+
+    false_alarm_rate: float = Field(
+        0.001, gt=0.0, le=0.5, description="Share of normal records, and of normal sessions, that may be alarmed."
+    )
+
+
+class StreamSettings(_Section):
+    """One stream: a topic, its sessions, its fields, its model."""
+
+    kind: Literal["events"] = Field("events", description="What the topic carries.")
+    topic: str = Field(pattern=r"^[A-Za-z0-9._-]{1,249}$", description="The Kafka topic to read.")
+    start: Literal["latest", "earliest"] = Field("latest", description="Where to begin the very first time.")
+    session: SessionSettings
+    time: str | None = Field(
+        None,
+        description="Field with the event's time: ISO 8601, or epoch s, ms, us or ns, told apart by size. "
+        "Absent: Kafka's timestamp.",
+    )
+    tokens: list[str] = Field(min_length=1, max_length=8, description="Categorical fields (strings) the model learns.")
+    model: ModelSettings = ModelSettings()
+    promise: PromiseSettings = PromiseSettings()
+
+    @field_validator("tokens")
+    @classmethod
+    def _distinct(cls, tokens: list[str]) -> list[str]:
+        if len(set(tokens)) != len(tokens):
+            message = "each field may stand in tokens once"
+            raise ValueError(message)
+        return tokens
+
+    @model_validator(mode="after")
+    def _end_of_token_field_is_text(self) -> StreamSettings:
+        for field, value in self.session.end_when.items():
+            if field in self.tokens and not isinstance(value, str):
+                message = (
+                    f"session.end_when.{field} compares a token field, so it must be text: write {field}: '{value}'"
+                )
+                raise ValueError(message)
+        return self
+
+
+class Settings(_Section):
+    """All of offbeat.yaml."""
+
+    broker: str = Field("localhost:9092", min_length=1, description="Kafka bootstrap servers, host:port, comma apart.")
+    app: str = Field(
+        "offbeat", pattern=r"^[A-Za-z0-9._-]{1,100}$",
+        description="Consumer group; also begins changelog topics and transactional ids.",
+    )  # fmt: skip
+    instance: str | None = Field(
+        None, pattern=r"^[A-Za-z0-9._-]{1,100}$",
+        description="This worker's name, unique in the group. Absent: HOSTNAME-N, N the first free one in data_dir.",
+    )  # fmt: skip
+    data_dir: Path = Field(Path("./offbeat-data"), description="Session state lives in data_dir/INSTANCE.")
+    models_dir: Path | None = Field(None, description="Trained bundles. Absent: data_dir/models.")
+    http: HttpSettings = HttpSettings()
+    delivery: Literal["at_least_once"] = Field(
+        "at_least_once", description="Outputs may come twice after a crash, with the same id and content."
+    )
+    checkpoint_interval: DurationMs = Field(250, ge=10, le=60_000, description="Time between two checkpoints.")
+    state: StateSettings = StateSettings()
+    topics: TopicSettings = TopicSettings()
+    decisions: DecisionSettings = DecisionSettings()
+    streams: dict[str, StreamSettings] = Field(min_length=1, description="One section a stream, by its name.")
+
+    @field_validator("streams")
+    @classmethod
+    def _names_and_topics(cls, streams: dict[str, StreamSettings]) -> dict[str, StreamSettings]:
+        topics: dict[str, str] = {}
+        for name, stream in streams.items():
+            if not re.fullmatch(r"[a-z0-9._-]+", name) or name in {".", ".."}:
+                message = f"a stream's name may have a-z, 0-9, dot, dash and underscore only; {name!r} has others"
+                raise ValueError(message)
+            if stream.topic in topics:
+                message = f"streams {topics[stream.topic]} and {name} read the same topic; give one of them another app"
+                raise ValueError(message)
+            topics[stream.topic] = name
+        return streams
+
+    @property
+    def bundles_dir(self) -> Path:
+        """Where bundles live: `models_dir`, or its default under `data_dir`."""
+        return self.data_dir / "models" if self.models_dir is None else self.models_dir
+
+    def stream(self, name: str) -> StreamSettings:
+        """The section of one stream, or a sentence that lists those there are."""
+        if name not in self.streams:
+            message = f"the config has no stream {name!r}; it has: {', '.join(self.streams)}"
+            raise ConfigError(message)
+        return self.streams[name]
+
+
+def load_settings(path: Path, environment: Mapping[str, str] | None = None) -> Settings:
+    """Read the file and OFFBEAT_* variables (these win) into settings.
+
+    Raises
+    ------
+    ConfigError
+        The file is missing, is no YAML, or a key or value in it is wrong; the sentence names it.
+    """
+    try:
+        raw = yaml.safe_load(path.read_text("utf-8"))
+    except FileNotFoundError:
+        message = f"there is no config file {path}; write one (the README has an example) or name it with -c"
+        raise ConfigError(message) from None
+    except (OSError, UnicodeDecodeError) as error:
+        message = f"the config file {path} cannot be read: {error}"
+        raise ConfigError(message) from error
+    except yaml.YAMLError as error:
+        message = f"the config file {path} is no YAML: {' '.join(str(error).split())}"
+        raise ConfigError(message) from error
+    if not isinstance(raw, dict):
+        message = f"the config file {path} must hold keys and values, such as `broker: localhost:9092`"
+        raise ConfigError(message)
+    return parse_settings(raw, os.environ if environment is None else environment, source=str(path))
+
+
+def parse_settings(raw: Mapping[str, Any], environment: Mapping[str, str], source: str = "the config") -> Settings:
+    """Validate a config already read; `source` begins the sentence of an error."""
+    merged = _with_environment(raw, environment)
+    _refuse_later_keys(merged, source)
+    try:
+        return Settings.model_validate(merged)
+    except ValidationError as error:
+        raise ConfigError(f"{source}: " + "; ".join(_sentence(e) for e in error.errors())) from None
+
+
+def _with_environment(raw: Mapping[str, Any], environment: Mapping[str, str]) -> dict[str, Any]:
+    """OFFBEAT_STATE__HOT_SESSIONS=5 becomes state: {hot_sessions: 5}; only keys above the streams."""
+    merged: dict[str, Any] = {k: dict(v) if isinstance(v, dict) else v for k, v in raw.items()}
+    for variable, text in environment.items():
+        if not variable.startswith("OFFBEAT_"):
+            continue
+        *parents, leaf = variable.removeprefix("OFFBEAT_").lower().split("__")
+        if (parents or [leaf])[0] not in Settings.model_fields.keys() - {"streams"}:
+            message = f"the environment variable {variable} names no setting; see docs/configuration.md"
+            raise ConfigError(message)
+        section = merged
+        for parent in parents:
+            section = section.setdefault(parent, {})
+            if not isinstance(section, dict):
+                message = f"{variable}: {parent} is not a section"
+                raise ConfigError(message)
+        section[leaf] = yaml.safe_load(text)
+    return merged
+
+
+def _refuse_later_keys(raw: Mapping[str, Any], source: str) -> None:
+    for key, what in LATER_KEYS.items():
+        for found in _find(raw, key.split(".")):
+            message = f"{source}: {found[0]}: {what} are not in this version yet; remove the key".replace(
+                "a choice of runtime are", "a choice of runtime is"
+            )
+            raise ConfigError(message)
+    for (key, value), what in LATER_VALUES.items():
+        for found in _find(raw, key.split(".")):
+            if found[1] == value:
+                message = f"{source}: {found[0]}: {value} ({what}) is not in this version yet"
+                raise ConfigError(message)
+
+
+def _find(node: Any, path: list[str], so_far: str = "") -> list[tuple[str, Any]]:
+    """All (dotted key, value) below `node` that match `path`, where * matches any name."""
+    if not path:
+        return [(so_far, node)]
+    if not isinstance(node, Mapping):
+        return []
+    names = list(node) if path[0] == "*" else [path[0]] if path[0] in node else []
+    return [hit for name in names for hit in _find(node[name], path[1:], f"{so_far}.{name}" if so_far else str(name))]
+
+
+def _sentence(error: Any) -> str:
+    """One pydantic error as key, value and expectation."""
+    key = ".".join(str(part) for part in error["loc"] if part != "[key]") or "the file"
+    if error["type"] == "extra_forbidden":
+        return f"{key} is no setting{_suggestion(error['loc'])}"
+    if error["type"] == "missing":
+        return f"{key} is missing"
+    what = error["msg"].removeprefix("Value error, ").removeprefix("Input should be ")
+    prefix = "" if error["type"] == "value_error" else "expected "
+    value = "" if isinstance(error["input"], dict | BaseModel) else f" is {error['input']!r};"
+    return f"{key}{value or ':'} {prefix}{what}"
+
+
+def _suggestion(loc: tuple[Any, ...]) -> str:
+    """The nearest key that exists in the section where a misspelt one was found."""
+    import difflib
+
+    model: Any = Settings
+    for part in loc[:-1]:
+        if model is dict:
+            model = StreamSettings
+            continue
+        annotation = model.model_fields[part].annotation
+        model = annotation if isinstance(annotation, type) and issubclass(annotation, BaseModel) else dict
+    known = list(model.model_fields) if model is not dict else []
+    near = difflib.get_close_matches(str(loc[-1]), known, n=1)
+    return f"; did you mean {near[0]}?" if near else f"; known here: {', '.join(known)}"

@@ -1,0 +1,136 @@
+"""The messages we write, as pydantic models. `docs/schemas/` holds their JSON Schema, and contract tests hold both.
+
+The worker builds these as plain dictionaries, for speed; a test validates what comes out of it against the models.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+Score = Annotated[float | None, Field(description="Higher is stranger, in nats; null while warming up, never 0.")]
+PValue = Annotated[float | None, Field(gt=0, le=1, description="How often normal data looks this strange.")]
+TimeMs = Annotated[int, Field(ge=0, description="Event time, milliseconds since 1970 (UTC).")]
+Ended = Literal["event", "gap", "limit", "input"]
+
+
+class _Message(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Source(_Message):
+    """Where a record lies in Kafka."""
+
+    topic: str
+    partition: int
+    offset: int
+
+
+class Model(_Message):
+    """Which bundle decided."""
+
+    name: str
+    digest: str
+
+
+class Expected(_Message):
+    """A token and how probable it was."""
+
+    token: str
+    probability: float
+
+
+class RecordDecision(_Message):
+    """One decision on a record."""
+
+    type: Literal["record"]
+    id: str = Field(description="stream/topic/partition/offset/record: the same after a restart or a replay.")
+    stream: str
+    session: str
+    time_ms: TimeMs
+    score: Score
+    p_value: PValue
+    anomaly: bool
+    status: Literal["ok", "warming_up"]
+
+
+class SessionDecision(_Message):
+    """One decision on a session that ended."""
+
+    type: Literal["session"]
+    id: str = Field(description="stream/topic/partition/offset/session, with the session's last record's offset.")
+    stream: str
+    session: str
+    time_ms: TimeMs = Field(description="Time of the session's last event.")
+    first_ms: TimeMs
+    events: int = Field(ge=1)
+    ended: Ended
+    score: Score
+    p_value: PValue
+    anomaly: bool
+    status: Literal["ok", "warming_up"]
+
+
+class _Anomaly(_Message):
+    id: str = Field(description="As the decision's. Deliveries may repeat after a crash: drop ids you have seen.")
+    stream: str
+    session: str
+    time_ms: TimeMs
+    score: float
+    p_value: float
+    status: Literal["ok"]
+    expected: dict[str, list[Expected]] = Field(description="The three most probable tokens of each field.")
+    context: list[dict[str, Any]] = Field(description="The session's last events before, oldest first.")
+    model: Model
+    source: Source
+    detected_ms: int = Field(description="When the worker saw it, by its own clock; differs between deliveries.")
+
+
+class RecordAnomaly(_Anomaly):
+    """A record that should not have come next."""
+
+    type: Literal["record"]
+    observed: dict[str, str | None] = Field(description="What came, per field.")
+    contributions: dict[str, float] = Field(description="Surprise per field in nats; the score is their sum.")
+
+
+class EndContributions(_Message):
+    """What made a session strange: its worst record, or its end. The score is the larger."""
+
+    worst_record: float | None
+    end: float
+
+
+class SessionAnomaly(_Anomaly):
+    """A session that was strange as a whole."""
+
+    type: Literal["session"]
+    first_ms: TimeMs
+    events: int = Field(ge=1)
+    ended: Ended
+    observed: dict[Literal["end"], Ended]
+    contributions: EndContributions
+    worst_offset: int | None = Field(description="Offset of the worst record, where it is known.")
+
+
+class DeadLetter(_Message):
+    """A record that could not be scored."""
+
+    id: str = Field(description="stream/topic/partition/offset/dead-letter")
+    stream: str
+    reason: Literal["bad_record", "not_json", "wrong_type", "missing_session", "key_is_not_session", "bad_time"]
+    detail: str
+    source: Source
+    key: str | None
+    payload: str | None = Field(description="The record's value as text, cut at 64 kB; null where it is no UTF-8.")
+    payload_base64: str | None = Field(description="The value in base64 where it is no UTF-8, cut at 64 kB.")
+    truncated: bool
+    detected_ms: int
+
+
+MESSAGES: dict[str, tuple[type[_Message], ...]] = {
+    "anomalies": (RecordAnomaly, SessionAnomaly),
+    "decisions": (RecordDecision, SessionDecision),
+    "dead-letters": (DeadLetter,),
+}

@@ -1,0 +1,67 @@
+"""Fixtures shared by all tests."""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+from detectors.calibration import Calibration
+from detectors.parts import Learned, Parts
+from detectors.rows import RowShape
+from features.sessions import SessionRules
+from features.tokens import TokenEncoder, Vocabulary
+from models.runtime import GruKernel
+
+WORDS = (("view", "add", "pay", "ship", "close"), ("ok", "failed"))
+HIDDEN, CONTEXT = 16, 6
+
+
+def random_weights(seed: int, sizes: tuple[int, ...], hidden: int) -> dict[str, np.ndarray]:
+    """Weights of a GRU nobody trained: scores are as deterministic and as sensitive as a trained one's."""
+    rng = np.random.default_rng(seed)
+    width = 16 * len(sizes) + 1
+    shapes = {
+        "start": (hidden,), "core.weight_ih_l0": (3 * hidden, width), "core.weight_hh_l0": (3 * hidden, hidden),
+        "core.bias_ih_l0": (3 * hidden,), "core.bias_hh_l0": (3 * hidden,),
+        "head.weight": (sum(sizes) + 1, hidden), "head.bias": (sum(sizes) + 1,),
+        **{f"embeddings.{f}.weight": (size, 16) for f, size in enumerate(sizes)},
+    }  # fmt: skip
+    return {name: rng.normal(0, 0.7, shape).astype(np.float32) for name, shape in shapes.items()}
+
+
+def make_learned(seed: int = 0, hidden: int = HIDDEN) -> Learned:
+    """A bundle's content without training; about one record in ten is an anomaly at a rate of 0.1."""
+    vocabulary = Vocabulary(("action", "status"), WORDS)
+    rng = np.random.default_rng(seed + 1)
+    kernel = GruKernel(random_weights(seed, vocabulary.sizes, hidden), vocabulary.sizes)
+    return Learned(
+        f"{seed + 1:x}".ljust(64, "0"), vocabulary, kernel,
+        Calibration.learn(rng.gamma(4, 1, 400)), Calibration.learn(rng.gamma(9, 1, 200)),
+    )  # fmt: skip
+
+
+@pytest.fixture(scope="session")
+def learned() -> Learned:
+    return make_learned()
+
+
+@pytest.fixture
+def parts(learned: Learned) -> Parts:
+    """Parts of a stream with two token fields, short gaps and small limits, so that every rule is met often."""
+    return Parts(
+        stream="orders", topic="shop.orders", fields=("action", "status"), shape=RowShape(HIDDEN, CONTEXT, 2),
+        rules=SessionRules(gap_ms=5_000, max_events=12), rate=0.1, encoder=TokenEncoder(2, learned.vocabulary),
+        learned=learned,
+    )  # fmt: skip
+
+
+@pytest.fixture
+def unlearned_parts(parts: Parts) -> Parts:
+    """The same before any bundle serves."""
+    return replace(parts, learned=None, encoder=TokenEncoder(2, None))

@@ -1,0 +1,201 @@
+"""Fast equals naive, and slicing changes nothing: the promises the rest of Offbeat stands on."""
+
+from __future__ import annotations
+
+import dataclasses
+from itertools import pairwise
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from detectors.parts import Parts
+from detectors.rows import PartitionState, SessionRows
+from features.decode import Events
+from pipeline.row_format import RowFormat
+from pipeline.slices import process_slice
+from pipeline.store import RowStore
+from tests.conftest import make_learned
+from tests.naive import Event, Partition, process_one
+
+events_of_a_stream = st.lists(
+    st.builds(
+        lambda session, step, action, status, is_end: (session, step, (action, status), is_end),
+        st.sampled_from(["a", "b", "c", "d", "é"]),
+        st.integers(-3_000, 4_000) | st.just(7_000),  # clocks go back now and then, and gaps are passed
+        st.sampled_from(["view", "add", "pay", "ship", "close", "teleport", None]),
+        st.sampled_from(["ok", "failed", "<oov>", None]),
+        st.sampled_from([False] * 9 + [True]),
+    ),
+    max_size=60,
+)
+cuts_of_a_stream = st.lists(st.integers(0, 60), max_size=8)
+property_test = settings(
+    max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow]
+)
+
+
+def as_events(drawn: list[Any]) -> list[Event]:
+    now, out = 1_000_000, []
+    for offset, (session, step, tokens, is_end) in enumerate(drawn):
+        now = max(0, now + step)
+        out.append(Event(offset * 2, session, now, tokens, is_end))  # offsets have holes, as after compaction
+    return out
+
+
+def as_columns(events: list[Event]) -> Events:
+    numbers: dict[str, int] = {}
+    session = [numbers.setdefault(e.session, len(numbers)) for e in events]
+    return Events(
+        np.arange(len(events), dtype=np.int32), np.array([e.offset for e in events], np.int64),
+        np.array([e.time_ms for e in events], np.int64), np.array(session, np.int32), list(numbers),
+        [[e.tokens[f] for e in events] for f in (0, 1)], np.array([e.is_end for e in events], np.bool_), [], 0,
+        events[-1].offset + 1 if events else None,
+    )  # fmt: skip
+
+
+def run_slices(slices: list[list[Event]], parts: Parts, store: RowStore | None = None) -> tuple[list[Any], RowStore]:
+    store = RowStore(parts.shape, parts.rules.gap_ms) if store is None else store
+    state, out = PartitionState(0), []
+    for part in slices:
+        done = process_slice(store, as_columns(part), state, parts)
+        assert done is not None
+        state = done.state
+        out.extend(flatten(done))
+    return out, store
+
+
+def flatten(done: Any) -> list[dict[str, Any]]:
+    """Verdicts as dictionaries like the naive ones."""
+    v = done.verdicts
+    out = []
+    for i in range(len(v.events)):
+        out.append(
+            {"kind": "record", "offset": int(v.events.offsets[i]), "session": v.events.sessions[v.events.session[i]]}
+            | judged(v.score[i], v.p_value[i], v.anomaly[i])
+        )
+    for e, operation in enumerate(v.ends.operation.tolist()):
+        w = v.walk
+        out.append(
+            {
+                "kind": "session", "offset": int(v.ends.last_offset[e]), "session": done.names[w.row[operation]],
+                "ended": {1: "event", 2: "gap", 3: "limit", 4: "input"}[int(w.kind[operation])],
+                "events": int(w.ended_events[operation]), "first_ms": int(w.ended_first_ms[operation]),
+                "last_ms": int(w.ended_last_ms[operation]), "worst_offset": int(v.ends.worst_offset[e]),
+            }
+            | judged(v.ends.score[e], v.ends.p_value[e], v.ends.anomaly[e])
+        )  # fmt: skip
+    return out
+
+
+def judged(score: Any, p_value: Any, anomaly: Any) -> dict[str, Any]:
+    if np.isnan(score):
+        return {"score": None, "p_value": None, "anomaly": bool(anomaly)}
+    return {"score": float(score), "p_value": float(p_value), "anomaly": bool(anomaly)}
+
+
+def by_id(verdicts: list[Any]) -> dict[tuple[str, int], Any]:
+    keyed = {(v["kind"], v["offset"]): v for v in verdicts}
+    assert len(keyed) == len(verdicts), "each verdict has an id of its own"
+    return keyed
+
+
+def cut(events: list[Event], cuts: list[int]) -> list[list[Event]]:
+    edges = [0, *sorted(min(c, len(events)) for c in cuts), len(events)]
+    return [events[a:b] for a, b in pairwise(edges)]
+
+
+@property_test
+@given(drawn=events_of_a_stream, cuts=cuts_of_a_stream)
+def test_fast_equals_naive_for_any_slicing(drawn: list[Any], cuts: list[int], parts: Parts) -> None:
+    """`process_batch` over any slicing gives what `process_one` gives event by event, bit for bit."""
+    events, partition = as_events(drawn), Partition()
+    expected = by_id([v for e in events for v in process_one(e, partition, parts)])
+    found, store = run_slices(cut(events, cuts), parts)
+    assert by_id(found) == expected
+    rows = store.take(list(partition.rows))
+    for i, (_name, row) in enumerate(partition.rows.items()):
+        np.testing.assert_array_equal(rows.hidden[i], row.hidden)
+        assert (rows.events[i], rows.last_ms[i], rows.applied[i]) == (row.events, row.last_ms, row.applied)
+        times, hashes = rows.recent(i)
+        assert [(t, tuple(h)) for t, h in zip(times.tolist(), hashes.tolist(), strict=True)] == row.context
+    assert store.open_sessions == len(partition.rows)
+
+
+@property_test
+@given(drawn=events_of_a_stream, cuts=cuts_of_a_stream)
+def test_warming_up_is_null_and_still_ends_sessions(drawn: list[Any], cuts: list[int], unlearned_parts: Parts) -> None:
+    """Without a bundle the same sessions end, and every score is null, never 0."""
+    events, partition = as_events(drawn), Partition()
+    expected = by_id([v for e in events for v in process_one(e, partition, unlearned_parts)])
+    found, _ = run_slices(cut(events, cuts), unlearned_parts)
+    assert by_id(found) == expected
+    assert all(v["score"] is None and not v["anomaly"] for v in found)
+
+
+@property_test
+@given(drawn=events_of_a_stream, at=st.integers(0, 60))
+def test_cut_anywhere_and_restore(drawn: list[Any], at: int, parts: Parts) -> None:
+    """Rows written to bytes and read back between any two events change no later verdict."""
+    events = as_events(drawn)
+    before, after = events[:at], events[at:]
+    whole, _ = run_slices([before, after], parts)
+    first, store = run_slices([before], parts)
+    names = store.open_names()
+    row_format = RowFormat(parts.shape)
+    restored = RowStore(parts.shape, parts.rules.gap_ms)
+    restored.put(names, row_format.decode(row_format.encode(store.take(names))) if names else store.take(names))
+    state = PartitionState(0, max([-1, *(e.time_ms for e in before)]))
+    done = process_slice(restored, as_columns(after), state, parts)
+    assert done is not None
+    assert by_id(first + flatten(done)) == by_id(whole)
+
+
+def test_input_is_left_untouched(parts: Parts) -> None:
+    """`process_batch` is pure: rows and partition given in are the same afterwards."""
+    from detectors.process import process_batch
+
+    events = as_columns([Event(0, "a", 10, ("view", "ok"), False), Event(1, "a", 20, ("pay", "ok"), True)])
+    rows, state = SessionRows.empty(1, parts.shape), PartitionState(0)
+    copy = rows.copy()
+    process_batch(events, rows, state, parts)
+    for column in dataclasses.fields(SessionRows):
+        np.testing.assert_array_equal(getattr(rows, column.name), getattr(copy, column.name))
+    assert state == PartitionState(0)
+
+
+def test_a_new_bundle_replays_the_context(parts: Parts) -> None:
+    """Under another bundle a row equals a fresh run over the events its context keeps."""
+    long = [Event(i, "a", 1_000 * i, (["view", "add", "pay"][i % 3], "ok"), False) for i in range(9)]
+    probe = Event(9, "a", 9_500, ("ship", "failed"), True)
+    _, store = run_slices([long], parts)
+    other = dataclasses.replace(parts, learned=make_learned(7))
+    swapped = process_slice(store, as_columns([probe]), PartitionState(9, 8_000), other)
+    fresh, _ = run_slices([[*long[-parts.shape.context :], probe]], other)
+    assert swapped is not None
+    wanted = {**fresh[-1], "events": 10, "first_ms": 0}
+    found = flatten(swapped)[-1]
+    assert (found["score"], found["p_value"]) == (wanted["score"], wanted["p_value"])
+
+
+@pytest.mark.parametrize("flaw", ["weight", "feature", "order"])
+def test_the_comparison_sees_a_flaw(flaw: str, parts: Parts) -> None:
+    """One changed weight, one changed token or two swapped events are noticed: these tests can fail."""
+    events = [Event(i, "ab"[i % 2], 500 * i, (["view", "add", "pay"][i % 3], "ok"), False) for i in range(10)]
+    expected, _ = run_slices([events], parts)
+    changed = list(events)
+    if flaw == "weight":
+        learned = make_learned()
+        learned.model._recurrent[3, 5] += np.float32(0.01)
+        parts = dataclasses.replace(parts, learned=learned)
+    elif flaw == "feature":
+        changed[2] = dataclasses.replace(changed[2], tokens=("ship", "ok"))
+    else:
+        changed[0], changed[2] = (
+            dataclasses.replace(changed[2], offset=0, time_ms=0),
+            dataclasses.replace(changed[0], offset=2, time_ms=1000),
+        )
+    found, _ = run_slices([changed], parts)
+    assert by_id(found) != by_id(expected)
