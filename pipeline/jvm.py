@@ -19,7 +19,8 @@ OLDEST_JAVA = 17  # Kafka 4's brokers ask for it
 _STOP_S = 20.0  # a clean stop takes about 0.3 s
 
 # The kernel kills the child when the thread that started it dies. Set by the child before it becomes the program,
-# rather than by a preexec_fn, which may deadlock where the parent has threads. The comparison catches a parent that died before.
+# rather than by a preexec_fn, which may deadlock where the parent has threads. The comparison catches a parent that
+# died before.
 _BOUND_EXEC = """\
 import ctypes, os, sys
 ctypes.CDLL(None).prctl(ctypes.c_int(1), *map(ctypes.c_ulong, (9, 0, 0, 0)))
@@ -82,7 +83,7 @@ def _java_version(java: Path) -> int | None:
 
 
 def bound_to_us(command: Sequence[str]) -> list[str]:
-    """Return a command that runs `command`, an absolute path first, and is killed when the thread that starts it ends."""
+    """Return what runs `command` (its program by full path) and is killed when the thread that starts it ends."""
     return [sys.executable, "-I", "-S", "-c", _BOUND_EXEC, str(os.getpid()), *command]
 
 

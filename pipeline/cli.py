@@ -1,0 +1,216 @@
+"""The command line. Each command is a few lines here; its work stands in a module of its own, imported late."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated, NoReturn
+
+import click
+import typer
+
+from pipeline.errors import OffbeatError, UsageError
+
+app = typer.Typer(
+    name="offbeat", no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False,
+    help="Streaming anomaly detection on Kafka: finds the record that should not have come next, and says why.",
+)  # fmt: skip
+config_app = typer.Typer(no_args_is_help=True, help="Show, check or describe the config.")
+app.add_typer(config_app, name="config")
+
+Config = Annotated[Path, typer.Option("--config", "-c", help="The config file.")]
+Stream = Annotated[str, typer.Option("--stream", "-s", help="Name of the stream in the config.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON, for scripts.")]
+CONFIG = Path("offbeat.yaml")
+
+
+def main() -> NoReturn:
+    """Run a command; an expected error becomes one sentence and its exit code, without a traceback."""
+    from models.errors import ModelError
+
+    try:
+        code = app(standalone_mode=False)
+        sys.exit(code if isinstance(code, int) else 0)
+    except (OffbeatError, ModelError) as error:
+        print(f"offbeat: {error}", file=sys.stderr)
+        sys.exit(error.exit_code)
+    except click.ClickException as error:
+        error.show()
+        sys.exit(error.exit_code)
+    except (click.Abort, KeyboardInterrupt):
+        print("offbeat: interrupted", file=sys.stderr)
+        sys.exit(130)
+    except BrokenPipeError:  # `offbeat tail | head`: the reader has gone, and with it our stdout
+        sys.stderr.close()
+        sys.exit(0)
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        from importlib.metadata import version
+
+        print(f"offbeat {version('offbeat')}")
+        raise typer.Exit
+
+
+@app.callback()
+def _root(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
+    ] = False,
+) -> None:
+    pass
+
+
+@app.command()
+def demo(
+    seed: Annotated[int | None, typer.Option(help="Decides shoppers and faults; absent: drawn and printed.")] = None,
+    keep: Annotated[bool, typer.Option("--keep", help="Go on until Ctrl-C.")] = False,
+) -> None:
+    """Start a Kafka broker, train on live telemetry, break things, and watch them being found and explained."""
+    from pipeline.demo import run_demo
+
+    raise typer.Exit(run_demo(seed=seed, keep=keep))
+
+
+@app.command()
+def broker(
+    port: Annotated[int, typer.Option(help="Port to listen on (127.0.0.1 only).")] = 9092,
+    data: Annotated[Path, typer.Option(help="Where the broker keeps its data.")] = Path("offbeat-data/broker"),
+    ephemeral: Annotated[bool, typer.Option("--ephemeral", help="Remove the data at the end.")] = False,
+) -> None:
+    """Run a local single-node Apache Kafka in the foreground; no Docker needed."""
+    from pipeline.broker import run_in_foreground
+
+    run_in_foreground(data, port, ephemeral)
+
+
+@app.command()
+def worker(config: Config = CONFIG) -> None:
+    """Score streams: start as many as you like, they share the partitions."""
+    from pipeline.settings import load_settings
+    from pipeline.worker import run_worker
+
+    run_worker(load_settings(config))
+
+
+@app.command()
+def train(
+    stream: Stream,
+    config: Config = CONFIG,
+    input_: Annotated[Path | None, typer.Option("--input", help="JSON lines to learn from, plain or .gz.")] = None,
+    from_topic: Annotated[bool, typer.Option("--from-topic", help="Learn from the stream's topic.")] = False,
+    since: Annotated[str | None, typer.Option(help="With --from-topic: a time, or a duration before now.")] = None,
+    until: Annotated[str | None, typer.Option(help="With --from-topic: likewise.")] = None,
+    promote: Annotated[bool, typer.Option("--promote", help="Let the new bundle serve.")] = False,
+    seed: Annotated[int, typer.Option(help="Decides start weights and order.")] = 0,
+    as_json: AsJson = False,
+) -> None:
+    """Learn a stream's grammar from its history into a bundle."""
+    from pipeline.commands import train_stream
+    from pipeline.settings import load_settings
+
+    if (input_ is None) != from_topic or ((since or until) and not from_topic):
+        message = "say where to learn from: either --input FILE, or --from-topic with --since and --until if you like"
+        raise UsageError(message)
+    train_stream(
+        load_settings(config), stream, source=input_, since=since, until=until, promoted=promote, seed=seed,
+        as_json=as_json,
+    )  # fmt: skip
+
+
+@app.command()
+def score(
+    stream: Stream,
+    input_: Annotated[Path, typer.Option("--input", help="JSON lines to score, plain or .gz.")],
+    output: Annotated[Path, typer.Option("--output", help="Verdicts, as JSON lines.")],
+    config: Config = CONFIG,
+    bundle: Annotated[Path | None, typer.Option(help="A bundle's folder; absent: the one that serves.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Score a file as the worker would score the topic."""
+    from pipeline.commands import score_stream
+    from pipeline.settings import load_settings
+
+    score_stream(load_settings(config), stream, input_, output, bundle, as_json=as_json)
+
+
+@app.command()
+def produce(
+    file: Annotated[Path, typer.Argument(help="JSON lines, plain or .gz.")],
+    stream: Stream,
+    config: Config = CONFIG,
+    rate: Annotated[float | None, typer.Option(min=0.001, help="Records per second; absent: full speed.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Send a file's lines to the stream's topic, keyed by session."""
+    from pipeline.commands import produce_file
+    from pipeline.settings import load_settings
+
+    produce_file(load_settings(config), stream, file, rate, as_json=as_json)
+
+
+@app.command()
+def tail(
+    what: Annotated[str, typer.Argument(help="anomalies, decisions or dead-letters.")] = "anomalies",
+    config: Config = CONFIG,
+    from_start: Annotated[bool, typer.Option("--from-start", help="Begin with what the topic holds.")] = False,
+    limit: Annotated[int | None, typer.Option(min=1, help="Stop after this many.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Follow an output topic, one line a message."""
+    from pipeline.commands import tail_topic
+    from pipeline.settings import load_settings
+
+    tail_topic(load_settings(config), what, from_start=from_start, limit=limit, as_json=as_json)
+
+
+@app.command()
+def topics(
+    config: Config = CONFIG,
+    create: Annotated[bool, typer.Option("--create", help="Create missing topics, sources too.")] = False,
+    delete: Annotated[
+        bool, typer.Option("--delete", help="Delete output topics and changelogs; never sources.")
+    ] = False,
+    as_json: AsJson = False,
+) -> None:
+    """List the topics of a config, or create or delete them."""
+    from pipeline.commands import manage_topics
+    from pipeline.settings import load_settings
+
+    if create and delete:
+        message = "say either --create or --delete"
+        raise UsageError(message)
+    manage_topics(load_settings(config), create=create, delete=delete, as_json=as_json)
+
+
+@config_app.command("show")
+def config_show(config: Config = CONFIG, as_json: AsJson = False) -> None:
+    """Print the config as it is in force: file, environment and defaults."""
+    from pipeline.commands import show_config
+    from pipeline.settings import load_settings
+
+    show_config(load_settings(config), as_json=as_json)
+
+
+@config_app.command("check")
+def config_check(config: Config = CONFIG) -> None:
+    """Say whether the config is right; nothing is started."""
+    from pipeline.settings import load_settings
+
+    settings = load_settings(config)
+    print(f"{config} is right: {len(settings.streams)} stream(s), {', '.join(settings.streams)}")
+
+
+@config_app.command("schema")
+def config_schema() -> None:
+    """Print the config's JSON Schema, for editors."""
+    import json
+
+    from pipeline.settings import Settings
+
+    print(json.dumps(Settings.model_json_schema(), indent=2))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,106 @@
+"""The one factory of Kafka clients: every aiokafka and confluent client is made here, from the config."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from aiokafka import AIOKafkaConsumer, AIOKafkaProducer
+from confluent_kafka import Consumer, KafkaException, Producer
+from confluent_kafka.admin import AdminClient
+
+from pipeline.errors import BrokerUnavailableError
+from pipeline.settings import Settings
+
+CONNECT_TIMEOUT_S = 10.0
+# The broker keeps a dead worker's transaction open that long at most, and with it the end of the changelog.
+TRANSACTION_TIMEOUT_MS = 15_000
+REQUEST_TIMEOUT_MS = 10_000
+
+
+class Clients:
+    """Makes clients for one config."""
+
+    def __init__(self, settings: Settings) -> None:
+        self.servers = settings.broker
+
+    # --- librdkafka: commands and tests --------------------------------------------------------------------------
+
+    def _confluent(self, extra: dict[str, Any]) -> dict[str, Any]:
+        # librdkafka logs to stderr by itself; what matters reaches us as errors, and users as one sentence.
+        return {"bootstrap.servers": self.servers, "log_level": 0, "error_cb": _ignore, **extra}
+
+    def admin(self) -> AdminClient:
+        """A client for topics, connected."""
+        admin = AdminClient(self._confluent({}))
+        try:
+            admin.list_topics(timeout=CONNECT_TIMEOUT_S)
+        except KafkaException as error:
+            message = (
+                f"no Kafka broker answers at {self.servers} ({error.args[0].str()}); start one with `offbeat broker`, "
+                "or correct `broker` in the config"
+            )
+            raise BrokerUnavailableError(message) from None
+        return admin
+
+    def confluent_producer(self) -> Producer:
+        """An idempotent producer that places keys as Java clients do."""
+        return Producer(self._confluent({"enable.idempotence": True, "partitioner": "murmur2_random", "linger.ms": 20}))
+
+    def confluent_consumer(self, group: str, *, from_start: bool) -> Consumer:
+        """A read_committed consumer that commits nothing."""
+        return Consumer(
+            self._confluent(
+                {
+                    "group.id": group,
+                    "enable.auto.commit": False,
+                    "auto.offset.reset": "earliest" if from_start else "latest",
+                    "isolation.level": "read_committed",
+                    "enable.partition.eof": False,
+                    "fetch.queue.backoff.ms": 10,
+                }
+            )
+        )
+
+    # --- aiokafka: the worker ------------------------------------------------------------------------------------
+
+    def output_producer(self) -> AIOKafkaProducer:
+        """For outputs: idempotent, all replicas, shared by a worker's partitions."""
+        return AIOKafkaProducer(
+            bootstrap_servers=self.servers, enable_idempotence=True, acks="all", linger_ms=2,
+            max_batch_size=1 << 18, request_timeout_ms=REQUEST_TIMEOUT_MS,
+        )  # fmt: skip
+
+    def transactional_producer(self, transactional_id: str) -> AIOKafkaProducer:
+        """For one partition's checkpoints; starting it fences the predecessor of the same id."""
+        return AIOKafkaProducer(
+            bootstrap_servers=self.servers, transactional_id=transactional_id, acks="all", linger_ms=0,
+            max_batch_size=1 << 18, transaction_timeout_ms=TRANSACTION_TIMEOUT_MS,
+            request_timeout_ms=REQUEST_TIMEOUT_MS, retry_backoff_ms=20,
+        )  # fmt: skip
+
+    def group_consumer(
+        self, *, group: str, instance: str, assignors: list[Any], session_timeout_ms: int, max_poll_records: int,
+    ) -> AIOKafkaConsumer:  # fmt: skip
+        """The worker's consumer: static member, read_committed, commits nothing by itself, resets nothing."""
+        return AIOKafkaConsumer(
+            bootstrap_servers=self.servers, client_id=instance, group_id=group, group_instance_id=instance,
+            partition_assignment_strategy=assignors, enable_auto_commit=False, auto_offset_reset="none",
+            max_poll_records=max_poll_records, isolation_level="read_committed", max_partition_fetch_bytes=1 << 20,
+            session_timeout_ms=session_timeout_ms, heartbeat_interval_ms=session_timeout_ms // 8,
+            rebalance_timeout_ms=30_000, request_timeout_ms=40_000,
+        )  # fmt: skip
+
+    def changelog_consumer(self) -> AIOKafkaConsumer:
+        """For recovery: no group, read_committed, large fetches."""
+        return AIOKafkaConsumer(
+            bootstrap_servers=self.servers, isolation_level="read_committed", enable_auto_commit=False,
+            auto_offset_reset="none", fetch_max_wait_ms=50, max_partition_fetch_bytes=8 << 20,
+        )  # fmt: skip
+
+    def end_offset_consumer(self) -> AIOKafkaConsumer:
+        """For high watermarks: read_uncommitted, because a read_committed client is told the last stable offset."""
+        return AIOKafkaConsumer(bootstrap_servers=self.servers, enable_auto_commit=False)
+
+
+def _ignore(_error: object) -> None:
+    """Leave reporting to the caller, who gets the same error as an exception or a timeout."""

@@ -1,0 +1,221 @@
+"""What the commands do, apart from the long-running ones."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import orjson
+import yaml
+from confluent_kafka import KafkaError, KafkaException
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
+from rich.table import Table
+
+from pipeline.clients import Clients
+from pipeline.errors import BrokerUnavailableError, TopicError, UsageError
+from pipeline.settings import Settings
+
+# Progress goes to stderr and results to stdout, so that `--json | jq` sees results only.
+_screen = Console(stderr=True, highlight=False)
+_FLUSH_S = 30.0
+
+
+@contextmanager
+def _progress(what: str, total: float | None) -> Iterator[Callable[[float, str], None]]:
+    """A bar; the function given sets how far it is and a remark."""
+    columns = (
+        TextColumn("{task.description}"), BarColumn(), TaskProgressColumn(), TimeRemainingColumn(),
+        TextColumn("{task.fields[remark]}"),
+    )  # fmt: skip
+    with Progress(*columns, console=_screen, transient=not _screen.is_terminal) as bar:
+        task = bar.add_task(what, total=total, remark="")
+
+        def update(completed: float, remark: str) -> None:
+            bar.update(task, completed=completed, remark=remark)
+
+        yield update
+
+
+def _size(path: Path) -> int:
+    try:
+        return path.stat().st_size
+    except OSError as error:
+        message = f"{path} cannot be read: {error.strerror}"
+        raise UsageError(message) from None
+
+
+@contextmanager
+def _reading(path: Path, what: str) -> Iterator[Callable[[int], None]]:
+    """A bar over a file's bytes; for .gz the share is only known at the end."""
+    done = 0
+    with _progress(what, None if path.suffix == ".gz" else _size(path)) as update:
+
+        def count(size: int) -> None:
+            nonlocal done
+            before, done = done, done + size
+            if before // (1 << 20) != done // (1 << 20):  # a bar update costs more than a line
+                update(done, "")
+
+        yield count
+
+
+def train_stream(
+    settings: Settings, name: str, *, source: Path | None, since: str | None, until: str | None, promoted: bool,
+    seed: int, as_json: bool,
+) -> None:  # fmt: skip
+    """Read history, fit, write the bundle, and let it serve if asked or if none does."""
+    from detectors.fit import fit
+    from models.bundle import promote, serving_digest, write_bundle
+    from models.training import Epoch, TrainingOptions
+    from pipeline.history import History, from_file, from_topic, parse_moment_ms
+    from pipeline.serving import make_decoder, make_parts
+
+    stream = settings.stream(name)
+    decoder = make_decoder(stream)
+    history: History
+    if source is not None:
+        _size(source)
+        with _reading(source, f"reading {source.name}") as count:
+            history = from_file(source, stream, decoder, count)
+    else:
+        clients, now_ms = Clients(settings), time.time_ns() // 1_000_000
+        clients.admin()
+        since_ms, until_ms = (None if t is None else parse_moment_ms(t, now_ms) for t in (since, until))
+        with _progress(f"reading {stream.topic}", None) as update:
+            history = from_topic(
+                clients, stream, decoder, since_ms, until_ms, lambda n, total: update(n, f"{n:,} of {total:,} records")
+            )
+    for reason, number in history.rejected.items():
+        _screen.print(f"left out {number:,} records: {reason}", style="yellow")
+    with _progress(f"training on {history.records:,} records", TrainingOptions().max_epochs) as update:
+
+        def on_epoch(e: Epoch) -> None:
+            update(e.number, f"loss {e.loss:.4f}, held back {e.validation_loss:.4f}, {e.events_per_s:,.0f} events/s")
+
+        learned = fit(history.events, make_parts(name, stream, None), seed, on_epoch, time.monotonic)
+    directory = settings.bundles_dir / name
+    digest = write_bundle(directory, learned.content, learned.files, datetime.now(UTC).isoformat(timespec="seconds"))
+    serves = promoted or serving_digest(directory) is None
+    if serves:
+        promote(directory, digest)
+    for warning in learned.warnings:
+        _screen.print(f"warning: {warning}", style="yellow")
+    if as_json:
+        print(json.dumps({"digest": digest, "serving": serves, "warnings": learned.warnings, **learned.content}))
+        return
+    data = learned.content["data"]
+    print(f"Learned {data['sessions']:,} sessions ({data['records']:,} records) into bundle {digest[:12]}.")
+    hint = "" if serves else f"; another one serves {name}, `--promote` lets this one"
+    print(f"It lies in {directory / digest}{hint}." if hint else f"It serves {name} ({directory / digest}).")
+
+
+def score_stream(
+    settings: Settings, name: str, source: Path, target: Path, bundle: Path | None, *, as_json: bool
+) -> None:
+    """Score a file into a file, and sum up."""
+    from pipeline.score import score_file
+    from pipeline.serving import load_serving
+
+    stream = settings.stream(name)
+    learned = load_serving(settings, name, bundle)
+    if learned is None:
+        _screen.print(f"warning: no bundle serves {name}, so all scores are null; run `offbeat train`", style="yellow")
+    _size(source)
+    with _reading(source, f"scoring {source.name}") as count:
+        counts = score_file(name, stream, learned, source, target, count)
+    if as_json:
+        print(json.dumps(counts))
+        return
+    print(
+        f"{counts['records']:,} records, {counts['record_anomalies']:,} anomalies; {counts['sessions']:,} sessions, "
+        f"{counts['session_anomalies']:,} anomalies; {counts['dead_letters']:,} records could not be scored. "
+        f"Verdicts are in {target}."
+    )
+
+
+def produce_file(settings: Settings, name: str, source: Path, rate: float | None, *, as_json: bool) -> None:
+    """Send lines, keyed by their session; a line without one goes without a key, as a faulty producer would."""
+    from pipeline.producing import produce_lines
+
+    stream = settings.stream(name)
+    clients = Clients(settings)
+    admin = clients.admin()
+    if stream.topic not in admin.list_topics(timeout=10).topics:
+        message = f"topic {stream.topic} does not exist; run `offbeat topics --create`, or correct the stream's `topic`"
+        raise TopicError(message)
+    _size(source)
+    with _reading(source, f"producing {source.name}") as count:
+        sent = produce_lines(clients, stream, source, rate, count, time.monotonic, time.sleep)
+    print(json.dumps({"records": sent}) if as_json else f"{sent:,} records sent to {stream.topic}.")
+
+
+def tail_topic(settings: Settings, what: str, *, from_start: bool, limit: int | None, as_json: bool) -> None:
+    """Follow an output topic until Ctrl-C or `limit`."""
+    from uuid import uuid4
+
+    from pipeline.sentences import sentence_of
+    from pipeline.topics import OUTPUTS, output_topic
+
+    if what not in OUTPUTS:
+        message = f"{what!r} is no output topic; there are {', '.join(OUTPUTS)}"
+        raise UsageError(message)
+    topic, clients = output_topic(settings, what), Clients(settings)
+    if topic not in clients.admin().list_topics(timeout=10).topics:
+        message = f"topic {topic} does not exist yet; start `offbeat worker`, or run `offbeat topics --create`"
+        raise TopicError(message)
+    consumer = clients.confluent_consumer(f"offbeat-tail-{uuid4()}", from_start=from_start)
+    consumer.subscribe([topic])
+    shown = 0
+    try:
+        while limit is None or shown < limit:
+            message_ = consumer.poll(0.5)
+            if message_ is None:
+                continue
+            if message_.error() is not None:
+                raise KafkaException(message_.error())
+            value = message_.value()
+            print(value.decode() if as_json else sentence_of(what, orjson.loads(value)), flush=True)
+            shown += 1
+    except KeyboardInterrupt:
+        pass
+    except KafkaException as error:
+        if error.args[0].code() == KafkaError._ALL_BROKERS_DOWN:  # noqa: SLF001 (the code's public name)
+            raise BrokerUnavailableError(str(error.args[0].str())) from None
+        raise TopicError(error.args[0].str()) from None
+    finally:
+        consumer.close()
+
+
+def manage_topics(settings: Settings, *, create: bool, delete: bool, as_json: bool) -> None:
+    """List topics with what they are for; create the missing or delete ours first if asked."""
+    from pipeline.topics import create_topics, delete_topics, partition_counts, wanted_topics
+
+    admin = Clients(settings).admin()
+    wanted = wanted_topics(settings, partition_counts(admin))
+    if create:
+        create_topics(admin, settings, wanted)
+    if delete:
+        delete_topics(admin, [t for t in wanted if t.role != "source"])
+    existing = partition_counts(admin)
+    rows: list[dict[str, Any]] = [
+        {"topic": t.name, "role": t.role, "partitions": existing.get(t.name), "config": t.config} for t in wanted
+    ]
+    if as_json:
+        print(json.dumps(rows))
+        return
+    table = Table("topic", "role", "partitions")
+    for row in rows:
+        table.add_row(row["topic"], row["role"], "missing" if row["partitions"] is None else str(row["partitions"]))
+    Console(highlight=False).print(table)
+
+
+def show_config(settings: Settings, *, as_json: bool) -> None:
+    """Print the settings in force, as YAML or JSON."""
+    plain = settings.model_dump(mode="json")
+    print(json.dumps(plain) if as_json else yaml.safe_dump(plain, sort_keys=False), end="" if not as_json else "\n")

@@ -1,0 +1,147 @@
+"""History to train from: a file, or a range of a topic."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+from confluent_kafka import Consumer, KafkaException, TopicPartition
+
+from features.decode import Decoder, Events, Record
+from features.event_time import parse_time_ms
+from pipeline.clients import Clients
+from pipeline.errors import TopicError, UsageError
+from pipeline.score import read_lines
+from pipeline.settings import StreamSettings
+from pipeline.units import parse_duration_ms
+
+READ_TIMEOUT_S = 30.0
+
+
+@dataclass(frozen=True)
+class History:
+    """Events by partition, and how many records were set aside, by reason."""
+
+    events: list[Events]
+    rejected: dict[str, int]
+
+    @property
+    def records(self) -> int:
+        """Valid records."""
+        return sum(len(e) for e in self.events)
+
+
+def parse_moment_ms(text: str, now_ms: int) -> int:
+    """Read `--since` and `--until`: a time, or a duration before now."""
+    try:
+        return now_ms - parse_duration_ms(text)
+    except ValueError:
+        pass
+    try:
+        return parse_time_ms(text)
+    except ValueError:
+        message = f"{text!r} is no time: write 2026-01-31T12:00:00Z, an epoch, or a duration before now such as 7d"
+        raise UsageError(message) from None
+
+
+def from_file(path: Path, stream: StreamSettings, decoder: Decoder, progress: Callable[[int], None]) -> History:
+    """Read a JSON-lines file; each `_partition` on its own."""
+    by_place: dict[object, list[Record]] = {}
+    for line in read_lines(path, stream.topic, progress):
+        by_place.setdefault(line.place, []).append(line)
+    return _decode(by_place.values(), decoder, check_key=False)
+
+
+@dataclass(frozen=True)
+class _Record:
+    """A confluent message as `features.decode.Record`."""
+
+    offset: int
+    timestamp: int
+    key: bytes | None
+    value: bytes | None
+
+
+def from_topic(
+    clients: Clients, stream: StreamSettings, decoder: Decoder, since_ms: int | None, until_ms: int | None,
+    progress: Callable[[int, int], None],
+) -> History:  # fmt: skip
+    """Read what the topic holds now, by the records' Kafka timestamps.
+
+    Parameters
+    ----------
+    progress
+        Called with records read and records in the range.
+    """
+    consumer = clients.confluent_consumer("offbeat-train", from_start=True)
+    try:
+        return _decode(_read(consumer, stream.topic, since_ms, until_ms, progress), decoder, check_key=True)
+    except KafkaException as error:
+        message = f"topic {stream.topic} cannot be read: {error.args[0].str()}"
+        raise TopicError(message) from None
+    finally:
+        consumer.close()
+
+
+def _read(
+    consumer: Consumer, topic: str, since_ms: int | None, until_ms: int | None, progress: Callable[[int, int], None]
+) -> list[list[Record]]:
+    found = consumer.list_topics(topic, timeout=10).topics[topic]
+    if found.error is not None:
+        message = f"topic {topic} does not exist; create it and produce to it, or correct the stream's `topic`"
+        raise TopicError(message)
+    ranges = {p: _range(consumer, TopicPartition(topic, p), since_ms, until_ms) for p in sorted(found.partitions)}
+    records: dict[int, list[Record]] = {p: [] for p in ranges}
+    unfinished = {p for p, (low, high) in ranges.items() if low < high}
+    total, count = sum(max(0, high - low) for low, high in ranges.values()), 0
+    consumer.assign([TopicPartition(topic, p, ranges[p][0]) for p in unfinished])
+    last = time.monotonic()
+    while unfinished:
+        messages = consumer.consume(10_000, timeout=1.0)
+        for message in messages:
+            if message.error() is None:
+                p = message.partition()
+                if message.offset() < ranges[p][1]:
+                    records[p].append(_Record(message.offset(), message.timestamp()[1], message.key(), message.value()))
+                    count += 1
+        # Positions, not last offsets: transaction markers take offsets and are no records.
+        unfinished -= {tp.partition for tp in consumer.position(_parts(topic, unfinished)) if _passed(tp, ranges)}
+        progress(count, total)
+        last = time.monotonic() if messages else last
+        if time.monotonic() - last > READ_TIMEOUT_S:
+            message_ = f"topic {topic} gave no records for {READ_TIMEOUT_S:.0f} s; is the broker well?"
+            raise TopicError(message_)
+    return list(records.values())
+
+
+def _parts(topic: str, partitions: Iterable[int]) -> list[TopicPartition]:
+    return [TopicPartition(topic, p) for p in partitions]
+
+
+def _passed(at: TopicPartition, ranges: dict[int, tuple[int, int]]) -> bool:
+    return bool(at.offset >= ranges[at.partition][1])
+
+
+def _range(consumer: Consumer, tp: TopicPartition, since_ms: int | None, until_ms: int | None) -> tuple[int, int]:
+    """First offset and the one after the last, of records with timestamps in [since, until)."""
+    low, high = consumer.get_watermark_offsets(tp, timeout=10)
+
+    def at(moment_ms: int | None, default: int) -> int:
+        if moment_ms is None:
+            return default
+        found = consumer.offsets_for_times([TopicPartition(tp.topic, tp.partition, moment_ms)], timeout=10)[0]
+        return high if found.offset < 0 else int(found.offset)
+
+    return at(since_ms, low), at(until_ms, high)
+
+
+def _decode(partitions: Iterable[Iterable[Record]], decoder: Decoder, *, check_key: bool) -> History:
+    events, rejected = [], dict[str, int]()
+    for records in partitions:
+        decoded = decoder.decode(records, check_key=check_key)
+        events.append(decoded)
+        for reject in decoded.rejects:
+            rejected[reject.error.reason] = rejected.get(reject.error.reason, 0) + 1
+    return History(events, rejected)

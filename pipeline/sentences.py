@@ -1,0 +1,76 @@
+"""Messages as one line for people."""
+
+from __future__ import annotations
+
+import math
+from datetime import UTC, datetime
+from typing import Any
+
+Json = dict[str, Any]
+
+
+def sentence_of(what: str, message: Json) -> str:
+    """One line for a message of the topic `anomalies`, `decisions` or `dead-letters`."""
+    if what == "dead-letters":
+        source = message["source"]
+        return f"{source['topic']}/{source['partition']}/{source['offset']}  {message['reason']}: {message['detail']}"
+    when = datetime.fromtimestamp(message["time_ms"] / 1000, UTC).isoformat(sep=" ", timespec="milliseconds")[:-6]
+    why = why_of(message) if what == "anomalies" else _judged(message)
+    return f"{when}  {message['stream']}  {message['session']}  {why}"
+
+
+def why_of(anomaly: Json) -> str:
+    """Why an anomaly is one, in the words of its largest contribution.
+
+    >>> why_of({"type": "record", "observed": {"action": "ship"}, "contributions": {"action": 6.9},
+    ...     "expected": {"action": [{"token": "pay", "probability": 0.97}]},
+    ...     "context": [{"time_ms": 1, "action": "add"}]})
+    'action: after add came ship (0.10 %), expected pay (97 %)'
+    """
+    if anomaly["type"] == "session":
+        return _why_session(anomaly)
+    field = max(anomaly["contributions"], key=anomaly["contributions"].get)
+    before = f"after {anomaly['context'][-1][field]}" if anomaly["context"] else "as the first event"
+    came = anomaly["observed"][field]
+    share = _percent(_probability(anomaly["contributions"][field]))
+    return f"{field}: {before} came {'<missing>' if came is None else came} ({share}), expected {_best(anomaly, field)}"
+
+
+def _why_session(anomaly: Json) -> str:
+    parts = anomaly["contributions"]
+    head = f"session of {anomaly['events']} events, ended by {anomaly['ended']}"
+    field = next(iter(anomaly["expected"]))
+    if parts["worst_record"] is None or parts["end"] >= parts["worst_record"]:
+        last = f" after {anomaly['context'][-1][field]}" if anomaly["context"] else ""
+        share = _percent(_probability(parts["end"]))
+        return f"{head}: it ended{last} ({share}), expected {_best(anomaly, field)}"
+    where = "" if anomaly["worst_offset"] is None else f", at offset {anomaly['worst_offset']}"
+    return f"{head}: its strangest record had a surprise of {parts['worst_record']:.1f}{where}"
+
+
+def _best(anomaly: Json, field: str) -> str:
+    best = anomaly["expected"][field][0]
+    return f"{best['token']} ({_percent(best['probability'])})"
+
+
+def _probability(nats: float) -> float:
+    return math.exp(-nats)
+
+
+def _percent(probability: float) -> str:
+    """Two significant digits, and never a 0 that is none.
+
+    >>> _percent(0.97), _percent(0.00123), _percent(1e-9)
+    ('97 %', '0.12 %', '<0.01 %')
+    """
+    percent = 100 * probability
+    if percent < 0.01:
+        return "<0.01 %"
+    return f"{percent:.0f} %" if percent >= 10 else f"{percent:.2f} %"
+
+
+def _judged(decision: Json) -> str:
+    if decision["score"] is None:
+        return f"{decision['type']}  {decision['status']}"
+    mark = "ANOMALY" if decision["anomaly"] else "normal"
+    return f"{decision['type']}  {mark}  score {decision['score']:.2f}  p {decision['p_value']:.2g}"

@@ -1,0 +1,118 @@
+"""Topics: their names, what they need, making and deleting them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from confluent_kafka import KafkaError, KafkaException
+from confluent_kafka.admin import AdminClient, NewTopic
+
+from pipeline.errors import TopicError
+from pipeline.settings import Settings
+
+OUTPUTS = ("anomalies", "decisions", "dead-letters")
+
+
+@dataclass(frozen=True)
+class Topic:
+    """A topic as it should be. `role` is source, output or changelog."""
+
+    name: str
+    role: str
+    partitions: int
+    config: dict[str, str] = field(default_factory=dict)
+
+
+def output_topic(settings: Settings, what: str) -> str:
+    """Name of an output topic, such as offbeat.anomalies."""
+    return f"{settings.topics.prefix}.{what}"
+
+
+def changelog_topic(settings: Settings, stream: str) -> str:
+    """Name of a stream's changelog; the app is in it, because two apps keep two states."""
+    return f"{settings.app}.{stream}.changelog"
+
+
+def partition_counts(admin: AdminClient) -> dict[str, int]:
+    """Partitions of each topic there is."""
+    return {name: len(t.partitions) for name, t in admin.list_topics(timeout=10).topics.items() if t.error is None}
+
+
+def wanted_topics(settings: Settings, existing: dict[str, int]) -> list[Topic]:
+    """All topics of a config; a changelog has its source's partitions."""
+    own = settings.topics
+    topics = [
+        Topic(output_topic(settings, what), "output", own.partitions, {"retention.ms": str(own.retention)})
+        for what in OUTPUTS
+    ]
+    for name, stream in settings.streams.items():
+        partitions = existing.get(stream.topic, own.partitions)
+        topics.append(Topic(stream.topic, "source", partitions))
+        compaction = {"cleanup.policy": "compact", "max.compaction.lag.ms": "86400000", "segment.ms": "3600000"}
+        topics.append(Topic(changelog_topic(settings, name), "changelog", partitions, compaction))
+    return topics
+
+
+def create_topics(admin: AdminClient, settings: Settings, topics: list[Topic]) -> list[str]:
+    """Create those that are missing; returns their names."""
+    existing = partition_counts(admin)
+    missing = [t for t in topics if t.name not in existing]
+    new = [
+        NewTopic(t.name, num_partitions=t.partitions, replication_factor=settings.topics.replication, config=t.config)
+        for t in missing
+    ]
+    for name, future in (admin.create_topics(new, operation_timeout=30) if new else {}).items():
+        try:
+            future.result()
+        except KafkaException as error:
+            if error.args[0].code() != KafkaError.TOPIC_ALREADY_EXISTS:  # another worker was quicker
+                message = f"topic {name} cannot be created: {error.args[0].str()}"
+                raise TopicError(message) from None
+    return [t.name for t in missing]
+
+
+def delete_topics(admin: AdminClient, topics: list[Topic]) -> list[str]:
+    """Delete those that exist; returns their names."""
+    existing = partition_counts(admin)
+    doomed = [t.name for t in topics if t.name in existing]
+    for name, future in (admin.delete_topics(doomed, operation_timeout=30) if doomed else {}).items():
+        try:
+            future.result()
+        except KafkaException as error:
+            message = f"topic {name} cannot be deleted: {error.args[0].str()}"
+            raise TopicError(message) from None
+    return doomed
+
+
+def check_topics(admin: AdminClient, settings: Settings) -> dict[str, int]:
+    """Make sure a worker can run: sources exist, ours exist or are made, changelogs fit. Returns source partitions.
+
+    Raises
+    ------
+    TopicError
+        A topic is missing or a changelog has another number of partitions than its source.
+    """
+    existing = partition_counts(admin)
+    wanted = wanted_topics(settings, existing)
+    missing = [t.name for t in wanted if t.role == "source" and t.name not in existing]
+    if missing:
+        message = (
+            f"topic {missing[0]} does not exist on {settings.broker}; create it (`offbeat topics --create` makes all "
+            "topics of a config), or correct the stream's `topic`"
+        )
+        raise TopicError(message)
+    if settings.topics.create:
+        create_topics(admin, settings, [t for t in wanted if t.role != "source"])
+        existing = partition_counts(admin)
+    for topic in wanted:
+        found = existing.get(topic.name)
+        if found is None:
+            message = f"topic {topic.name} does not exist and topics.create is off; run `offbeat topics --create`"
+            raise TopicError(message)
+        if topic.role == "changelog" and found != topic.partitions:
+            message = (
+                f"changelog {topic.name} has {found} partitions but its source has {topic.partitions}: rows would lie "
+                "in the wrong partition. Sessions cannot be moved; begin anew with another `app`"
+            )
+            raise TopicError(message)
+    return {stream.topic: existing[stream.topic] for stream in settings.streams.values()}
