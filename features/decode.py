@@ -92,6 +92,10 @@ class Events:
             seen.add(number)
         yield self._piece(low, len(self), rejects, tombstones)
 
+    def nothing(self) -> Events:
+        """No events, at the same place in the partition."""
+        return self._piece(len(self), len(self), [], 0)
+
     def _piece(self, low: int, high: int, rejects: list[Reject], tombstones: int) -> Events:
         part = slice(low, high)
         numbers: dict[int, int] = {}

@@ -72,6 +72,9 @@ def train(
     if not sequences or not validation:
         message = "training needs sessions to learn from and sessions to check against; give it more data"
         raise UnsuitableDataError(message)
+    # One thread: with more, OpenMP's workers spin for each other, and beside one busy process (a broker, say) training
+    # was seen 50 times slower. On idle cores one thread is as fast for models of this size. It also fixes the bits.
+    torch.set_num_threads(1)
     torch.manual_seed(options.seed)
     shuffle = np.random.default_rng(options.seed)
     model = GruModel(sizes, options.hidden)

@@ -13,12 +13,13 @@ from pipeline.store import RowStore
 
 @dataclass(frozen=True)
 class Processed:
-    """Verdicts on a slice, the sessions and rows it began with, and the partition after it."""
+    """Verdicts on a slice, the sessions and rows it began with, the partition after it, and whether more may be due."""
 
     names: list[str]
     rows: SessionRows
     verdicts: Verdicts
     state: PartitionState
+    more_due: bool
 
 
 def process_slice(
@@ -50,4 +51,4 @@ def process_slice(
     store.put(names, after)
     place = {name: i for i, name in enumerate(names)}
     store.rearm(looked_at, after.last_ms[[place[name] for name in looked_at]].tolist())
-    return Processed(names, rows, verdicts, state)
+    return Processed(names, rows, verdicts, state, len(looked_at) == limit)

@@ -1,0 +1,39 @@
+"""The scoring agent: hands each slice to its partition, which scores it and takes checkpoints at its own pace."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+import faust
+from faust.events import Event
+
+from pipeline.transport import SliceApp
+
+_LOOK_AGAIN_S = 0.5
+
+
+def add_scoring_agent(app: SliceApp, topic_name: str, stream: str) -> None:
+    """Read a source topic's slices."""
+    topic = app.topic(topic_name, key_serializer="raw", value_serializer="raw")
+    topic.decode = _untouched(app)
+
+    async def score(slices: faust.Stream) -> None:
+        async for event in slices.events():
+            partition, slice_ = event.value
+            # A full queue holds this agent back, and by it the fetch. The wait ends when the partition is closed.
+            while not partition.closed:
+                try:
+                    await asyncio.wait_for(partition.slices.put(slice_), _LOOK_AGAIN_S)
+                    break
+                except TimeoutError:
+                    continue
+
+    app.agent(topic, name=f"score-{stream}")(score)
+
+
+def _untouched(app: SliceApp) -> Any:
+    async def decode(message: Any, *, propagate: bool = False) -> Event:
+        return Event(app, None, message.value, {}, message)
+
+    return decode

@@ -1,0 +1,147 @@
+"""All open partitions of this worker: opened on assignment, closed on revoke, opened again after a failure."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import time
+from collections.abc import Awaitable, Callable, Coroutine, Iterable
+from typing import Any
+
+from faust.tables.recovery import RebalanceAgain
+from faust.types import TP
+
+from pipeline.errors import OffbeatError
+from pipeline.logs import get_logger
+from pipeline.outputs import Place
+from pipeline.partition import OPEN_TIMEOUT_S, Partition, StreamContext
+
+_RETRIES = 5
+_CANCEL_TIMEOUT_S = 3.0
+
+log = get_logger()
+
+
+class Assignment:
+    """Partitions by topic and number.
+
+    Parameters
+    ----------
+    contexts
+        What partitions of each topic share.
+    current_generation
+        The group's generation, if this worker is in it.
+    read_committed
+        The group's offset of a partition.
+    seek
+        Lets the consumer read on from an offset, with no fetch under way.
+    """
+
+    def __init__(
+        self, contexts: dict[str, StreamContext], start: Callable[[], Awaitable[None]],
+        current_generation: Callable[[], int | None], read_committed: Callable[[TP], Awaitable[int | None]],
+        seek: Callable[[TP, int, Callable[[], None]], Awaitable[None]],
+    ) -> None:  # fmt: skip
+        self.partitions: dict[TP, Partition] = {}
+        self.fatal: OffbeatError | None = None
+        self.heartbeat_at = time.monotonic()  # when the last heartbeat that was answered had left
+        self._contexts, self._start = contexts, start
+        self._current_generation, self._read_committed, self._seek = current_generation, read_committed, seek
+        self._openers: set[asyncio.Task[None]] = set()
+        self._closing: dict[TP, asyncio.Task[None]] = {}
+
+    async def open_all(self, tps: Iterable[TP], generation: int) -> None:
+        """Open what was assigned; returns when all of it is open.
+
+        Raises
+        ------
+        RebalanceAgain
+            The group has moved on meanwhile; Faust calls again.
+        """
+        await self._start()
+        openers = [self._spawn(self._open(tp, generation)) for tp in tps if tp not in self.partitions]
+        for result in await asyncio.gather(*openers, return_exceptions=True):
+            if isinstance(result, OffbeatError) and not result.retriable:
+                await self._stop_worker(result)
+            if isinstance(result, BaseException):
+                moved_on = self._current_generation() != generation or isinstance(result, asyncio.CancelledError)
+                raise RebalanceAgain if moved_on else result
+
+    async def close_all(self, *, save: bool = True) -> None:
+        """Checkpoint and close every partition; bounded in time."""
+        for opener in list(self._openers):
+            opener.cancel()
+        if self._openers:
+            await asyncio.wait(list(self._openers), timeout=_CANCEL_TIMEOUT_S)
+        partitions, self.partitions = self.partitions, {}
+        await asyncio.gather(*(self._close(tp, partition, save=save) for tp, partition in partitions.items()))
+
+    def _spawn(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
+        task = asyncio.create_task(work)
+        self._openers.add(task)
+        task.add_done_callback(self._openers.discard)
+        return task
+
+    async def _open(self, tp: TP, generation: int) -> None:
+        partition = Partition(self._contexts[tp.topic], Place(tp.topic, tp.partition), generation, self._failed)
+        try:
+            async with asyncio.timeout(OPEN_TIMEOUT_S):
+                if tp in self._closing:
+                    await asyncio.shield(self._closing[tp])
+                await partition.open(lambda: self._read_committed(tp))
+
+            def enter() -> None:
+                if self._current_generation() != generation:
+                    raise RebalanceAgain
+                self.partitions[tp] = partition
+
+            await self._seek(tp, partition.state.next_offset, enter)
+        except BaseException:
+            await self._close(tp, partition, save=False)
+            raise
+        partition.start()
+
+    async def _close(self, tp: TP, partition: Partition, *, save: bool) -> None:
+        """Close in a task of its own, which the next opening awaits: half a close would keep RocksDB's lock."""
+        task = self._closing[tp] = asyncio.create_task(partition.close(save=save))
+        await asyncio.shield(task)
+
+    def _failed(self, partition: Partition, error: BaseException) -> None:
+        """Throw a partition out of memory; open it again only if the group still says it is ours."""
+        tp = TP(partition.place.topic, partition.place.partition)
+        if self.partitions.get(tp) is not partition:
+            return
+        del self.partitions[tp]
+        name = partition.context.name
+        partition.context.metrics.failures.labels(name).inc()
+        log.warning("partition failed", stream=name, partition=tp.partition, why=repr(error)[:300])
+        self._spawn(self._reopen(tp, partition))
+
+    async def _reopen(self, tp: TP, partition: Partition) -> None:
+        since = time.monotonic()
+        await self._close(tp, partition, save=False)
+        for _ in range(_RETRIES):
+            # Opening fences. Only a heartbeat that left after the failure shows that the group still counts on us.
+            while self.heartbeat_at <= since:
+                await asyncio.sleep(0.1)
+            if self._current_generation() != partition.generation:
+                return
+            try:
+                return await self._open(tp, partition.generation)
+            except (RebalanceAgain, asyncio.CancelledError):
+                return
+            except Exception as error:
+                since = time.monotonic()
+                last: BaseException = error
+                log.warning("partition cannot be opened", topic=tp.topic, partition=tp.partition, why=repr(error)[:300])
+        message = (
+            f"partition {tp.partition} of {tp.topic} failed and cannot be opened again ({last}); is the broker well?"
+        )
+        await self._stop_worker(last if isinstance(last, OffbeatError) else OffbeatError(message))
+
+    async def _stop_worker(self, error: OffbeatError) -> None:
+        """End the process in an orderly way; `run_worker` raises the error afterwards."""
+        self.fatal = self.fatal or error
+        os.kill(os.getpid(), signal.SIGTERM)
+        await asyncio.sleep(3600)

@@ -1,0 +1,93 @@
+"""The worker's metrics, served on /metrics. No session is ever a label."""
+
+from __future__ import annotations
+
+from prometheus_client import REGISTRY, CollectorRegistry, Counter, Gauge, Histogram, start_http_server
+
+from pipeline.errors import PortTakenError
+from pipeline.settings import HttpSettings
+
+_BY_PARTITION = ("stream", "partition")
+_LATENCY_S = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 10.0)
+
+
+class Metrics:
+    """All metrics of a worker; `docs/metrics.md` is made from their help texts."""
+
+    def __init__(self, registry: CollectorRegistry = REGISTRY) -> None:
+        self.registry = registry
+        self.records = Counter(
+            "offbeat_records", "Records taken in, dead letters and tombstones included.", ("stream",), registry=registry
+        )
+        self.tombstones = Counter(
+            "offbeat_tombstones", "Records without a value, skipped.", ("stream",), registry=registry
+        )
+        self.dead_letters = Counter(
+            "offbeat_dead_letters", "Records that could not be scored, by reason.", ("stream", "reason"),
+            registry=registry,
+        )  # fmt: skip
+        self.verdicts = Counter(
+            "offbeat_verdicts", "Decisions on records and sessions; anomaly is true or false.",
+            ("stream", "type", "anomaly"), registry=registry,
+        )  # fmt: skip
+        self.outputs = Counter(
+            "offbeat_outputs", "Messages acknowledged by the broker, by output topic.", ("topic",), registry=registry
+        )
+        self.latency = Histogram(
+            "offbeat_slice_latency_seconds", "From the fetch of a slice to its last verdict.", ("stream",),
+            buckets=_LATENCY_S, registry=registry,
+        )  # fmt: skip
+        self.lag = Gauge(
+            "offbeat_lag_records", "Records in the source partition not yet taken in.", _BY_PARTITION, registry=registry
+        )
+        self.checkpoint_age = Gauge(
+            "offbeat_checkpoint_age_seconds", "Since the last record-covering checkpoint; 0 while all is covered.",
+            _BY_PARTITION, registry=registry,
+        )  # fmt: skip
+        self.checkpoints = Histogram(
+            "offbeat_checkpoint_seconds", "Duration of a checkpoint, steps 1 to 4.", ("stream",),
+            buckets=_LATENCY_S, registry=registry,
+        )  # fmt: skip
+        self.sessions = Gauge(
+            "offbeat_open_sessions", "Sessions that have not ended, hot and cold.", _BY_PARTITION, registry=registry
+        )
+        self.hot = Gauge("offbeat_hot_sessions", "Session rows in memory.", _BY_PARTITION, registry=registry)
+        self.restored = Counter(
+            "offbeat_restored_rows", "Rows read from the changelog when partitions were opened.", ("stream",),
+            registry=registry,
+        )  # fmt: skip
+        self.failures = Counter(
+            "offbeat_partition_failures", "Partitions thrown out of memory and opened anew.", ("stream",),
+            registry=registry,
+        )  # fmt: skip
+        self.bundle = Gauge(
+            "offbeat_bundle_info", "1 for the bundle in use; the digest is a label, `none` while warming up.",
+            ("stream", "digest"), registry=registry,
+        )  # fmt: skip
+
+    def forget(self, stream: str, partition: int) -> None:
+        """Drop the series of a partition that is no longer ours."""
+        for gauge in (self.lag, self.checkpoint_age, self.sessions, self.hot):
+            try:
+                gauge.remove(stream, str(partition))
+            except KeyError:  # it was never opened
+                continue
+
+
+def serve_metrics(metrics: Metrics, http: HttpSettings) -> int:
+    """Serve /metrics in a thread of its own; returns the port.
+
+    Raises
+    ------
+    PortTakenError
+        Another process listens there.
+    """
+    try:
+        server, _thread = start_http_server(http.port, http.host, registry=metrics.registry)
+    except OSError as error:
+        message = (
+            f"http.port {http.port} on {http.host} cannot be used ({error.strerror}); give this worker another "
+            "http.port, or 0 for a free one"
+        )
+        raise PortTakenError(message) from None
+    return int(server.server_port)
