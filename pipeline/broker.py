@@ -461,30 +461,30 @@ def run_in_foreground(data_dir: Path, port: int = 9092, ephemeral: bool = False)
     Console(stderr=True).print(f"Starting Kafka {KAFKA_VERSION} ...")
     broker = LocalBroker(data_dir, port=port, ephemeral=ephemeral)
     try:
-        with _signals_stop_us(), broker:
+        with signals_stop_us(), broker:
             end = "stops it and removes them" if ephemeral else "stops it"
             print(
                 f"Kafka {KAFKA_VERSION} is ready at {broker.address} (data in {broker.data_dir}, Ctrl-C {end})",
                 flush=True,
             )
             broker.wait()
-    except _StopAskedError:
+    except StopAskedError:
         return
 
 
-class _StopAskedError(BaseException):
+class StopAskedError(BaseException):
     """The user or the system asked us to stop; not an Exception, so nothing on the way takes it for a failure."""
 
 
 @contextmanager
-def _signals_stop_us() -> Iterator[None]:
-    """Raise `_StopAskedError` at the first signal; leave later ones out, for stopping has a limit of its own."""
+def signals_stop_us() -> Iterator[None]:
+    """Raise `StopAskedError` at the first signal; leave later ones out, for stopping has a limit of its own."""
     signals = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
     def stop(number: int, frame: FrameType | None) -> None:
         for each in signals:
             signal.signal(each, signal.SIG_IGN)
-        raise _StopAskedError
+        raise StopAskedError
 
     before = {each: signal.signal(each, stop) for each in signals}
     try:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import sys
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -17,6 +19,7 @@ from detectors.rows import RowShape
 from features.sessions import SessionRules
 from features.tokens import TokenEncoder, Vocabulary
 from models.runtime import GruKernel
+from tests.kafka import Stack, write_untrained_bundle
 
 WORDS = (("view", "add", "pay", "ship", "close"), ("ok", "failed"))
 HIDDEN, CONTEXT = 16, 6
@@ -65,3 +68,39 @@ def parts(learned: Learned) -> Parts:
 def unlearned_parts(parts: Parts) -> Parts:
     """The same before any bundle serves."""
     return replace(parts, learned=None, encoder=TokenEncoder(2, None))
+
+
+@pytest.fixture(scope="session")
+def kafka_address(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """Address of the run's own Kafka broker; tests keep apart by topics of their own."""
+    from pipeline.broker import LocalBroker
+    from pipeline.errors import LocalBrokerError
+
+    broker = LocalBroker(tmp_path_factory.mktemp("kafka"), ephemeral=True)
+    try:
+        broker.start()
+    except LocalBrokerError as error:
+        if os.environ.get("REQUIRE_KAFKA") == "1":
+            raise
+        pytest.skip(f"no local Kafka: {error}")
+    yield broker.address
+    broker.stop()
+
+
+@pytest.fixture
+def stack(kafka_address: str, tmp_path: Path) -> Stack:
+    """A config, a source topic and a bundle of its own on the shared broker."""
+    made = Stack(kafka_address, tmp_path)
+    made.configure()
+    made.create_source()
+    write_untrained_bundle(made)
+    return made
+
+
+@pytest.fixture(scope="session")
+def shared_data() -> Path:
+    """The labelled real data beside the repository; tests that need it skip where it is absent."""
+    folder = Path(__file__).parents[2] / "shared"
+    if not (folder / "data" / "hdfs").is_dir():
+        pytest.skip("the labelled data (../shared/data) is not here")
+    return folder

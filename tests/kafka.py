@@ -1,0 +1,273 @@
+"""Help for tests on a real broker: topics of their own, worker processes, and reading topics whole.
+
+Reads and writes go through confluent-kafka, a second implementation of the protocol, so that our worker's client and
+the tests do not share a bug.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+from uuid import uuid4
+
+import yaml
+from confluent_kafka import Consumer, KafkaException, Message, Producer, TopicPartition
+from confluent_kafka.admin import AdminClient, NewTopic
+
+QUIET = {"log_level": 0}
+COMMAND = [sys.executable, "-P", "-m", "pipeline.cli"]  # -P: a folder with a pipeline/ of its own is not in the way
+
+
+def wait_until(condition: Callable[[], Any], what: str, timeout_s: float = 60.0) -> Any:
+    """Poll until `condition` gives something true, and return that."""
+    end = time.monotonic() + timeout_s
+    while time.monotonic() < end:
+        if found := condition():
+            return found
+        time.sleep(0.05)
+    message = f"waited {timeout_s:.0f} s in vain for {what}"
+    raise AssertionError(message)
+
+
+@dataclass
+class Stack:
+    """A config of its own on the shared broker: unique app, prefix and source topic in a folder of its own."""
+
+    address: str
+    folder: Path
+    partitions: int = 4
+    name: str = field(default_factory=lambda: f"t{uuid4().hex[:8]}")
+
+    @property
+    def source(self) -> str:
+        """The stream's topic."""
+        return f"{self.name}.orders"
+
+    @property
+    def config_path(self) -> Path:
+        """The config file."""
+        return self.folder / "offbeat.yaml"
+
+    def configure(self, stream: dict[str, Any] | None = None, **settings: Any) -> None:
+        """Write offbeat.yaml; `stream` and `settings` are laid over the defaults here."""
+        config: dict[str, Any] = {
+            "broker": self.address, "app": self.name, "data_dir": str(self.folder / "data"),
+            "models_dir": str(self.folder / "bundles"), "http": {"port": 0}, "decisions": {"sample": 1.0},
+            "topics": {"prefix": self.name},
+            "streams": {
+                "orders": {
+                    "topic": self.source, "start": "earliest", "time": "ts", "tokens": ["action", "status"],
+                    "session": {"by": "session", "gap": "5s", "end_when": {"action": "close"}, "max_events": 12},
+                    "model": {"hidden": 16, "context": 6}, "promise": {"false_alarm_rate": 0.1},
+                }
+                | (stream or {})
+            },
+        } | settings  # fmt: skip
+        self.folder.mkdir(parents=True, exist_ok=True)
+        self.config_path.write_text(yaml.safe_dump(config))
+
+    def create_source(self, **config: str) -> None:
+        """Make the source topic."""
+        admin = AdminClient({"bootstrap.servers": self.address, **QUIET})
+        topic = NewTopic(self.source, self.partitions, 1, config=config)
+        admin.create_topics([topic])[self.source].result(30)
+
+    def run(self, *arguments: str, check: bool = True) -> subprocess.CompletedProcess[str]:
+        """Run a command to its end."""
+        done = subprocess.run(
+            [*COMMAND, *arguments, "-c", str(self.config_path)], capture_output=True, text=True, timeout=180,
+            check=False, cwd=self.folder,
+        )  # fmt: skip
+        assert not check or done.returncode == 0, done.stderr
+        return done
+
+    def produce(self, records: Iterable[tuple[bytes | None, bytes | None]], topic: str | None = None) -> None:
+        """Send (key, value) records, keys placed as Java's clients do, and wait for all acknowledgements."""
+        producer = Producer(
+            {"bootstrap.servers": self.address, "partitioner": "murmur2_random", "linger.ms": 5, **QUIET}
+        )
+        for key, value in records:
+            while True:
+                try:
+                    producer.produce(topic or self.source, value, key=key)
+                    break
+                except BufferError:
+                    producer.poll(0.1)
+            producer.poll(0)
+        assert producer.flush(60) == 0
+
+    def read(self, topic: str) -> list[Message]:
+        """Everything the topic holds now, read_committed, partition by partition in offset order."""
+        consumer = Consumer(
+            {
+                "bootstrap.servers": self.address, "group.id": f"read-{uuid4().hex}", "enable.auto.commit": False,
+                "isolation.level": "read_committed", "auto.offset.reset": "earliest", **QUIET,
+            }
+        )  # fmt: skip
+        found: list[Message] = []
+        try:
+            for p in sorted(consumer.list_topics(topic, timeout=10).topics[topic].partitions):
+                tp = TopicPartition(topic, p, 0)
+                end = consumer.get_watermark_offsets(tp, timeout=10)[1]
+                consumer.assign([tp])
+                while end > 0 and consumer.position([tp])[0].offset < end:
+                    found.extend(m for m in consumer.consume(10_000, 0.2) if m.error() is None)
+        finally:
+            consumer.close()
+        return found
+
+    def read_json(self, what: str) -> list[dict[str, Any]]:
+        """Values of one of the output topics."""
+        return [json.loads(m.value()) for m in self.read(f"{self.name}.{what}")]
+
+    def write_back(self, path: Path) -> None:
+        """Write the source topic as `offbeat score` reads it, with each record's key, partition and offset."""
+        with path.open("w") as file:
+            for m in self.read(self.source):
+                about = {"_key": m.key().decode(), "_partition": m.partition(), "_offset": m.offset()}
+                about["_timestamp_ms"] = m.timestamp()[1]
+                file.write(json.dumps(json.loads(m.value()) | about) + "\n")
+
+    def committed(self) -> dict[int, int]:
+        """The group's offset of each source partition; absent where there is none."""
+        consumer = Consumer({"bootstrap.servers": self.address, "group.id": self.name, **QUIET})
+        try:
+            wanted = [TopicPartition(self.source, p) for p in range(self.partitions)]
+            return {tp.partition: tp.offset for tp in consumer.committed(wanted, timeout=10) if tp.offset >= 0}
+        except KafkaException:  # the broker is still making its offsets topic
+            return {}
+        finally:
+            consumer.close()
+
+    def ends(self) -> dict[int, int]:
+        """The offset after the last record of each source partition."""
+        consumer = Consumer({"bootstrap.servers": self.address, "group.id": self.name, **QUIET})
+        try:
+            wanted = [TopicPartition(self.source, p) for p in range(self.partitions)]
+            return {tp.partition: consumer.get_watermark_offsets(tp, timeout=10)[1] for tp in wanted}
+        finally:
+            consumer.close()
+
+    def wait_until_scored(self, timeout_s: float = 90.0) -> None:
+        """Wait until a checkpoint covers every record produced so far."""
+        ends = self.ends()
+        wait_until(lambda: self.committed() == ends, f"offsets {ends}", timeout_s)
+
+
+class WorkerProcess:
+    """`offbeat worker` as a child process, its log in a file."""
+
+    def __init__(self, stack: Stack, instance: str = "w0") -> None:
+        self.log_path = stack.folder / f"{instance}-{uuid4().hex[:6]}.log"
+        with self.log_path.open("wb") as log:
+            self.process = subprocess.Popen(
+                [*COMMAND, "worker", "-c", str(stack.config_path)], stdout=log, stderr=log, cwd=stack.folder,
+                env=os.environ | {"OFFBEAT_INSTANCE": instance},
+            )  # fmt: skip
+
+    def log(self) -> list[dict[str, Any]]:
+        """Log lines so far; a line that is no JSON (a traceback, say) comes under `raw`."""
+        lines = []
+        for line in self.log_path.read_text().splitlines():
+            try:
+                lines.append(json.loads(line))
+            except ValueError:
+                lines.append({"event": "", "raw": line})
+        return lines
+
+    def wait_ready(self, partitions: int, timeout_s: float = 60.0) -> None:
+        """Wait until that many partitions have been opened."""
+
+        def opened() -> bool:
+            assert self.process.poll() is None, self.log_path.read_text()
+            return sum(line["event"] == "partition opened" for line in self.log()) >= partitions
+
+        wait_until(opened, "the worker to open its partitions", timeout_s)
+
+    def metrics(self) -> str:
+        """The /metrics page."""
+        address = next(line["metrics"] for line in self.log() if line["event"] == "worker starts")
+        with urllib.request.urlopen(f"{address}/metrics", timeout=10) as page:
+            return page.read().decode()
+
+    def kill(self) -> None:
+        """SIGKILL, as kill -9."""
+        self.process.kill()
+        self.process.wait(30)
+
+    def stop(self) -> int:
+        """SIGTERM; returns the exit code."""
+        if self.process.poll() is None:
+            self.process.send_signal(signal.SIGTERM)
+        return self.process.wait(60)
+
+    def __enter__(self) -> WorkerProcess:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self.process.poll() is None:
+            self.kill()
+
+
+def by_id(verdicts: Iterable[dict[str, Any]], *, ignore: Iterable[str] = ()) -> dict[str, dict[str, Any]]:
+    """Messages by id; one that came twice must have the same content, `ignore` apart."""
+    found: dict[str, dict[str, Any]] = {}
+    for verdict in verdicts:
+        kept = {k: v for k, v in verdict.items() if k not in set(ignore)}
+        assert found.setdefault(verdict["id"], kept) == kept, f"two contents for {verdict['id']}"
+    return found
+
+
+def shop_events(seed: int, sessions: int, *, start_ms: int = 1_700_000_000_000) -> Iterator[dict[str, Any]]:
+    """Seeded shopping events in time order, many sessions at once; some end, some fall silent, some run long."""
+    import heapq
+    import random
+
+    rng = random.Random(seed)
+    pending: list[tuple[int, int, int]] = []  # time, session, events left
+    for s in range(sessions):
+        heapq.heappush(pending, (start_ms + rng.randrange(sessions * 40), s, rng.choice([3, 4, 5, 8, 30])))
+    while pending:
+        now, s, left = heapq.heappop(pending)
+        action = rng.choices(["view", "add", "pay", "ship", "teleport"], [40, 30, 20, 9, 1])[0]
+        if left == 1 and s % 3:
+            action = "close"
+        yield {"session": f"s-{s}", "action": action, "status": rng.choice(["ok", "ok", "failed", None]), "ts": now}
+        if left > 1:
+            heapq.heappush(pending, (now + rng.choice([50, 400, 900, 6_000]), s, left - 1))
+
+
+def as_records(events: Iterable[dict[str, Any]]) -> list[tuple[bytes, bytes]]:
+    """Events as Kafka records, keyed by session."""
+    return [(e["session"].encode(), json.dumps(e).encode()) for e in events]
+
+
+def write_untrained_bundle(stack: Stack) -> str:
+    """A serving bundle with random weights: made in no time, and as sensitive as a trained one. Returns its digest."""
+    import numpy as np
+
+    from detectors.calibration import Calibration
+    from detectors.parts import pack
+    from models.bundle import promote, write_bundle
+    from tests.conftest import make_learned, random_weights
+
+    learned = make_learned()
+    rng = np.random.default_rng(5)
+    files = pack(
+        learned.vocabulary, random_weights(0, learned.vocabulary.sizes, 16),
+        Calibration.learn(rng.gamma(4, 1, 500)), Calibration.learn(rng.gamma(9, 1, 300)),
+    )  # fmt: skip
+    directory = stack.folder / "bundles" / "orders"
+    content = {"schema": {"tokens": ["action", "status"], "hidden": 16, "core": "gru"}}
+    digest = write_bundle(directory, content, files, "now")
+    promote(directory, digest)
+    return digest

@@ -1,0 +1,237 @@
+"""The worker on a real broker: the same verdicts as from a file, and the same again after any kill -9."""
+
+from __future__ import annotations
+
+import json
+import random
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+from prometheus_client.parser import text_string_to_metric_families
+
+from tests.kafka import Stack, WorkerProcess, as_records, by_id, shop_events
+
+DECISION_KEYS = (
+    "type", "id", "stream", "session", "time_ms", "score", "p_value", "anomaly", "status",
+    "events", "ended", "first_ms",
+)  # fmt: skip
+CLOCK_KEYS = ("detected_ms",)
+
+
+def scored_by_file(stack: Stack) -> dict[str, dict[str, Any]]:
+    """What `offbeat score` says of the topic's records; sessions that only end with the file left out."""
+    stack.write_back(stack.folder / "records.jsonl")
+    stack.run("score", "-s", "orders", "--input", str(stack.folder / "records.jsonl"), "--output", "verdicts.jsonl")
+    lines = map(json.loads, (stack.folder / "verdicts.jsonl").read_text().splitlines())
+    return {v["id"]: v for v in lines if v.get("ended") != "input"}
+
+
+def decisions_of(verdicts: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
+    return {i: {k: v[k] for k in DECISION_KEYS if k in v} for i, v in verdicts.items()}
+
+
+def explained(verdicts: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
+    """The anomalies' contents as both sides give them."""
+    keys = ("score", "p_value", "observed", "expected", "contributions", "context", "session", "time_ms")
+    return {i: {k: v[k] for k in keys} for i, v in verdicts.items() if v.get("anomaly", True)}
+
+
+@pytest.mark.parametrize(("hot", "sessions"), [(100_000, 3_000), (100, 10_000)])
+def test_worker_and_file_agree(hot: int, sessions: int, stack: Stack) -> None:
+    """Decisions and anomalies equal `offbeat score`'s, id by id and bit by bit, also with rows evicted all the time."""
+    stack.configure(state={"hot_sessions": hot})
+    stack.produce(as_records(shop_events(1, sessions)))
+    with WorkerProcess(stack) as worker:
+        stack.wait_until_scored()
+        assert worker.stop() == 0
+
+    decisions = by_id(stack.read_json("decisions"))
+    anomalies = by_id(stack.read_json("anomalies"), ignore=CLOCK_KEYS)
+    expected = scored_by_file(stack)
+
+    assert decisions == decisions_of(expected)
+    assert explained(anomalies) == explained(expected)
+    assert {v["ended"] for v in decisions.values() if v["type"] == "session"} == {"event", "gap", "limit"}
+    assert 0 < len(anomalies) < len(decisions)
+
+
+@pytest.mark.parametrize("flaw", ["weight", "feature", "offset"])
+def test_the_agreement_sees_a_flaw(flaw: str, stack: Stack) -> None:
+    """One changed weight, one changed feature or one shifted offset makes the comparison fail: it can."""
+    stack.produce(as_records(shop_events(2, 100)))
+    with WorkerProcess(stack):
+        stack.wait_until_scored()
+    decisions = by_id(stack.read_json("decisions"))
+    assert decisions == decisions_of(scored_by_file(stack))
+    records = stack.folder / "records.jsonl"
+    lines = [json.loads(line) for line in records.read_text().splitlines()]
+    if flaw == "weight":
+        _promote_with_a_changed_weight(stack)
+    elif flaw == "feature":
+        lines[7]["action"] = "ship" if lines[7]["action"] != "ship" else "pay"
+    else:
+        lines[-1]["_offset"] += 1
+    records.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    stack.run("score", "-s", "orders", "--input", str(records), "--output", "flawed.jsonl")
+    flawed = map(json.loads, (stack.folder / "flawed.jsonl").read_text().splitlines())
+    assert decisions_of({v["id"]: v for v in flawed if v.get("ended") != "input"}) != decisions
+
+
+def _promote_with_a_changed_weight(stack: Stack) -> None:
+    from safetensors.numpy import load, save
+
+    from models.bundle import promote, read_bundle, serving_digest, write_bundle
+
+    directory = stack.folder / "bundles" / "orders"
+    bundle = read_bundle(directory / str(serving_digest(directory)))
+    weights = {k: v.copy() for k, v in load(bundle.files["weights.safetensors"]).items()}
+    weights["core.weight_hh_l0"][3, 5] += 0.01
+    files = bundle.files | {"weights.safetensors": save(weights)}
+    promote(directory, write_bundle(directory, bundle.content, files, "now"))
+
+
+@pytest.mark.parametrize("hot", [100_000, 100])
+def test_kill_9_changes_nothing(hot: int, stack: Stack, tmp_path: Path) -> None:
+    """Killed five times in mid-stream, the outputs' ids and contents equal an uninterrupted run's."""
+    records = as_records(shop_events(3, 10_000 if hot == 100 else 4_000))
+    stack.configure(state={"hot_sessions": hot})
+    rng, step = random.Random(7), len(records) // 6
+    kills = 0
+    for begin in range(0, len(records), step):
+        with WorkerProcess(stack) as worker:
+            worker.wait_ready(stack.partitions)
+            stack.produce(records[begin : begin + step])
+            if begin + step < len(records):
+                time.sleep(rng.uniform(0.0, 0.8))
+                worker.kill()
+                kills += 1
+            else:
+                stack.wait_until_scored()
+                assert worker.stop() == 0
+    assert kills >= 5
+
+    found = by_id(stack.read_json("decisions"))
+    anomalies = by_id(stack.read_json("anomalies"), ignore=CLOCK_KEYS)
+    expected = scored_by_file(stack)
+
+    assert found == decisions_of(expected)
+    assert explained(anomalies) == explained(expected)
+
+
+def test_a_killed_workers_partitions_are_taken_over(stack: Stack) -> None:
+    """Two workers share the partitions; one is killed while records flow; the other loses nothing."""
+    records = as_records(shop_events(4, 3_000))
+    third = len(records) // 3
+    with WorkerProcess(stack, "w0") as one:
+        one.wait_ready(4)
+        stack.produce(records[:third])
+        with WorkerProcess(stack, "w1") as two:
+            two.wait_ready(2)
+            stack.produce(records[third : 2 * third])
+            one.kill()
+            stack.produce(records[2 * third :])
+            stack.wait_until_scored()
+            assert two.stop() == 0
+
+    assert by_id(stack.read_json("decisions")) == decisions_of(scored_by_file(stack))
+
+
+def test_without_a_bundle_verdicts_say_so(stack: Stack) -> None:
+    """No bundle serves: every score is null, the status warming_up, no anomaly; later one takes over."""
+    serving = stack.folder / "bundles" / "orders" / "serving"
+    digest = serving.read_text()
+    serving.unlink()
+    records = as_records(shop_events(5, 200))
+    with WorkerProcess(stack) as worker:
+        stack.produce(records[:300])
+        stack.wait_until_scored()
+        assert worker.stop() == 0
+    early = stack.read_json("decisions")
+    assert early
+    assert all(v["score"] is None and v["p_value"] is None and v["status"] == "warming_up" for v in early)
+    assert stack.read_json("anomalies") == []
+
+    serving.write_text(digest)
+    with WorkerProcess(stack) as worker:
+        stack.produce(records[300:])
+        stack.wait_until_scored()
+    later = [v for v in stack.read_json("decisions") if v["id"] not in {e["id"] for e in early}]
+    assert later
+    assert all(v["score"] is not None and v["status"] == "ok" for v in later)
+
+
+def test_bad_records_go_to_dead_letters_and_the_stream_goes_on(stack: Stack) -> None:
+    """Each kind of bad record is set aside with its reason and source; the good ones around it are scored."""
+    good = {"session": "a", "action": "view", "status": "ok", "ts": 1_700_000_000_000}
+
+    def value(**changes: Any) -> bytes:
+        return json.dumps(good | changes).encode()
+
+    bad: list[tuple[bytes | None, bytes | None, str]] = [
+        (b"a", b"\xff\xfe not json", "not_json"),
+        (b"a", b"[1, 2]", "wrong_type"),
+        (b"a", b'"text"', "wrong_type"),
+        (b"a", json.dumps({"action": "view"}).encode(), "missing_session"),
+        (b"a", value(action=7), "wrong_type"),
+        (b"a", b'{"session": "a", "action": "view", "ts": NaN}', "not_json"),
+        (b"a", value(ts="yesterday"), "bad_time"),
+        (b"b", value(), "key_is_not_session"),
+        (None, value(), "key_is_not_session"),
+        (b"a", b"{" * 5_000, "not_json"),
+        (b"a", b"x" * 100_000, "not_json"),
+    ]
+    records: list[tuple[bytes | None, bytes | None]] = [(b"a", value())]
+    records += [(key, body) for key, body, _ in bad]
+    records += [(b"a", None), (b"a", value(ts=1_700_000_000_500))]
+    stack.produce(records)
+    with WorkerProcess(stack) as worker:
+        stack.wait_until_scored()
+        page = worker.metrics()
+
+    letters = stack.read_json("dead-letters")
+    assert sorted(letter["reason"] for letter in letters) == sorted(reason for *_, reason in bad)
+    source = {(m.partition(), m.offset()): m for m in stack.read(stack.source)}
+    for letter in letters:
+        original = source[letter["source"]["partition"], letter["source"]["offset"]].value()
+        if letter["truncated"]:
+            assert len(letter["payload"]) == 64_000
+        elif letter["payload"] is not None:
+            assert letter["payload"].encode() == original
+        else:
+            assert letter["payload_base64"]
+    assert [v["session"] for v in stack.read_json("decisions")] == ["a", "a"]
+    families = {f.name: f for f in text_string_to_metric_families(page)}
+    assert sum(s.value for s in families["offbeat_dead_letters"].samples if s.name.endswith("_total")) == len(bad)
+    assert next(s.value for s in families["offbeat_tombstones"].samples if s.name.endswith("_total")) == 1
+
+
+def test_metrics(stack: Stack) -> None:
+    """/metrics on loopback shows records, latency, lag, checkpoint age and the digest, and never a session."""
+    stack.produce(as_records(shop_events(6, 200)))
+    with WorkerProcess(stack) as worker:
+        stack.wait_until_scored()
+        page = worker.metrics()
+    families = {f.name: f for f in text_string_to_metric_families(page)}
+    total = sum(stack.ends().values())
+    assert next(s.value for s in families["offbeat_records"].samples if s.name.endswith("_total")) == total
+    assert {int(s.labels["partition"]) for s in families["offbeat_lag_records"].samples} == set(range(4))
+    assert all(s.value == 0 for s in families["offbeat_lag_records"].samples)
+    assert any(s.name.endswith("_count") and s.value > 0 for s in families["offbeat_slice_latency_seconds"].samples)
+    assert "offbeat_checkpoint_age_seconds" in families
+    digest = (stack.folder / "bundles" / "orders" / "serving").read_text().strip()
+    assert [s.labels["digest"] for s in families["offbeat_bundle_info"].samples] == [digest]
+    assert "s-1" not in page
+
+
+def test_the_worker_never_imports_torch(stack: Stack) -> None:
+    """Neither importing the worker's modules nor scoring maps torch into the process."""
+    probe = "import sys, pipeline.worker, pipeline.app; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", probe], check=False).returncode == 0
+    stack.produce(as_records(shop_events(6, 20)))
+    with WorkerProcess(stack) as worker:
+        stack.wait_until_scored()
+        assert "libtorch" not in Path(f"/proc/{worker.process.pid}/maps").read_text()
