@@ -7,8 +7,6 @@ from datetime import UTC, datetime
 from features.errors import BadTimeError
 
 MAX_TIME_MS = 253_402_300_799_999  # 9999-12-31T23:59:59.999Z
-# An epoch below 1e11 is in seconds (until the year 5138), below 1e14 in ms, below 1e17 in us, else in ns.
-_UNITS = ((10**11, 1_000, 1), (10**14, 1, 1), (10**17, 1, 1_000), (2**63, 1, 1_000_000))  # below, times, divided by
 
 
 def parse_time_ms(value: str | int | float) -> int:
@@ -53,8 +51,13 @@ def _number(text: str) -> int | float | None:
 
 
 def _epoch_ms(value: int | float) -> int:
-    times, divisor = next((times, divisor) for below, times, divisor in _UNITS if value < below)
-    return int(value * times // divisor)
+    """An epoch below 1e11 is in seconds (until the year 5138), below 1e14 in ms, below 1e17 in us, else in ns."""
+    if value < 10**11:
+        # A float is rounded to microseconds first: 1700000000.001 * 1000 may fall just below the millisecond meant.
+        return value * 1_000 if isinstance(value, int) else round(value * 1_000_000) // 1_000
+    if value < 10**14:
+        return int(value)
+    return int(value // 1_000) if value < 10**17 else int(value // 1_000_000)
 
 
 def _from_iso(text: str) -> int:

@@ -22,6 +22,7 @@ from pipeline.transport import SESSION_TIMEOUT_S, SliceApp
 
 _LEAST_HOT = 64  # rows a partition may always keep, however many partitions share the budget
 _STOP_TIMEOUT_S = 3.0
+_COMMITS_PER_S = 50  # of a worker at most: each is a transaction, and brokers feel them
 
 
 class Outbox:
@@ -72,12 +73,13 @@ def build_app(
     clients = Clients(settings)
     recovery, outbox = Recovery(clients), Outbox(settings, clients, metrics)
     capacity = max(_LEAST_HOT, settings.state.hot_sessions // max(1, partitions))
+    interval_s = max(settings.checkpoint_interval / 1000, partitions / _COMMITS_PER_S)
 
     def context(name: str, stream: StreamSettings) -> StreamContext:
         return StreamContext(
             name=name, group=settings.app, fingerprint=state_fingerprint(stream),
             changelog=changelog_topic(settings, name), starts_latest=stream.start == "latest", capacity=capacity,
-            checkpoint_interval_s=settings.checkpoint_interval / 1000, folder=instance.folder,
+            checkpoint_interval_s=interval_s, folder=instance.folder,
             decoder=make_decoder(stream), make_parts=lambda: make_parts(name, stream, learned[name]),
             sample=settings.decisions.sample, make_producer=clients.transactional_producer, recovery=recovery,
             send=outbox.send, metrics=metrics,

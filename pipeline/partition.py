@@ -103,7 +103,9 @@ class Partition:
         self._sent: list[asyncio.Future[Any]] = []
         self._scoring = False  # between two slices all outputs of `state` have been handed over; within one not
         self._covered = -1  # next offset of the last checkpoint begun
-        self._covered_at = self._due = 0.0
+        self._due = 0.0
+        self._uncovered_since: float | None = None  # since when records wait for a checkpoint to begin
+        self._covering_since: float | None = None  # likewise those of the checkpoint under way
         self._inflight: asyncio.Task[None] | None = None
         self._task: asyncio.Task[None] | None = None
 
@@ -132,8 +134,7 @@ class Partition:
             await self._transact(self._copies({}), [], self.state.next_offset)  # so that "latest" is decided once
         else:
             self.state = await self._resume(saved, source, await read_committed())  # (3)
-        self._covered, self._covered_at = self.state.next_offset, context.monotonic()
-        self._due = self._covered_at + context.checkpoint_interval_s
+        self._covered, self._due = self.state.next_offset, context.monotonic() + context.checkpoint_interval_s
         context.metrics.restored.labels(context.name).inc(restored)
         log.info(
             "partition opened", stream=context.name, partition=p, next_offset=self.state.next_offset,
@@ -172,6 +173,8 @@ class Partition:
 
     def start(self) -> None:
         """Begin to score what arrives in `slices`."""
+        labels = (self.context.name, str(self.place.partition))
+        self.context.metrics.checkpoint_age.labels(*labels).set_function(self.uncovered_s)
         self._task = asyncio.create_task(self._run())
 
     # --- scoring -------------------------------------------------------------------------------------------------
@@ -235,6 +238,8 @@ class Partition:
             await self.checkpoint()  # only settled rows can make room
             await self._settled()
         self.state = done.state
+        if self._uncovered_since is None:
+            self._uncovered_since = self.context.monotonic()
         verdicts, metrics, name = done.verdicts, self.context.metrics, self.context.name
         for output in self._emitter.outputs(verdicts, done.names, done.rows, self.context.now_ms()):
             await self._send(output)
@@ -247,13 +252,15 @@ class Partition:
     async def _send(self, output: Output) -> None:
         self._sent.append(await self.context.send(output))
 
+    def uncovered_s(self) -> float:
+        """For how long the oldest record taken in has waited for its checkpoint; 0 when none does."""
+        waiting = [since for since in (self._covering_since, self._uncovered_since) if since is not None]
+        return self.context.monotonic() - min(waiting) if waiting else 0.0
+
     def _observe(self) -> None:
-        context, store, p = self.context, self._opened_store(), str(self.place.partition)
-        behind = self.state.next_offset != self._covered or not (self._inflight is None or self._inflight.done())
-        age = context.monotonic() - self._covered_at if behind else 0.0
-        context.metrics.checkpoint_age.labels(context.name, p).set(age)
-        context.metrics.sessions.labels(context.name, p).set(store.open_sessions)
-        context.metrics.hot.labels(context.name, p).set(len(store))
+        store, labels = self._opened_store(), (self.context.name, str(self.place.partition))
+        self.context.metrics.sessions.labels(*labels).set(store.open_sessions)
+        self.context.metrics.hot.labels(*labels).set(len(store))
 
     # --- the checkpoint ------------------------------------------------------------------------------------------
 
@@ -264,6 +271,7 @@ class Partition:
         copies = self._copies(store.snapshot())
         sent, self._sent = self._sent, []
         self._covered = self.state.next_offset
+        self._covering_since, self._uncovered_since = self._uncovered_since, None
         self._due = self.context.monotonic() + self.context.checkpoint_interval_s
         self._inflight = asyncio.create_task(self._finish_checkpoint(copies, sent, self._covered))
         self._inflight.add_done_callback(self._report_failure)
@@ -287,8 +295,8 @@ class Partition:
         began = self.context.monotonic()
         await self._transact(copies, sent, next_offset)
         self._opened_store().settle()
-        self._covered_at = self.context.monotonic()
-        self.context.metrics.checkpoints.labels(self.context.name).observe(self._covered_at - began)
+        self._covering_since = None
+        self.context.metrics.checkpoints.labels(self.context.name).observe(self.context.monotonic() - began)
 
     async def _transact(
         self, copies: dict[bytes, bytes | None], sent: list[asyncio.Future[Any]], next_offset: int

@@ -235,3 +235,77 @@ def test_the_worker_never_imports_torch(stack: Stack) -> None:
     with WorkerProcess(stack) as worker:
         stack.wait_until_scored()
         assert "libtorch" not in Path(f"/proc/{worker.process.pid}/maps").read_text()
+
+
+def test_a_reset_offset_stops_the_worker(stack: Stack) -> None:
+    """An operator's reset of the group's offset is answered with a sentence that says what to do, and exit code 1."""
+    from confluent_kafka import Consumer, TopicPartition
+
+    stack.produce(as_records(shop_events(9, 50)))
+    with WorkerProcess(stack) as worker:
+        stack.wait_until_scored()
+        assert worker.stop() == 0
+        before = len(stack.read_json("decisions"))
+    time.sleep(11)  # a static member stays in the group for its session timeout; only then others may commit
+    consumer = Consumer({"bootstrap.servers": stack.address, "group.id": stack.name, "enable.auto.commit": False})
+    consumer.commit(offsets=[TopicPartition(stack.source, p, 0) for p in range(4)], asynchronous=False)
+    consumer.close()
+    with WorkerProcess(stack) as worker:
+        assert worker.process.wait(60) == 1
+        log = worker.log_path.read_text()
+    assert "somebody reset it" in log
+    assert "Traceback" not in log
+    assert len(stack.read_json("decisions")) == before
+
+
+@pytest.mark.parametrize(
+    ("change", "sentence"),
+    [
+        ({"tokens": ["action"]}, "was trained with tokens"),
+        ({"session": {"by": "session", "gap": "9s"}}, "cannot follow"),
+    ],
+)
+def test_a_changed_section_is_refused(change: dict[str, Any], sentence: str, stack: Stack) -> None:
+    """A change that saved sessions or the bundle cannot follow ends the worker with a sentence, not a traceback."""
+    stack.produce(as_records(shop_events(10, 20)))
+    with WorkerProcess(stack) as worker:
+        stack.wait_until_scored()
+        assert worker.stop() == 0
+    stack.configure(stream=change)
+    with WorkerProcess(stack) as worker:
+        assert worker.process.wait(60) == 1
+        log = worker.log_path.read_text()
+    assert sentence in log
+    assert "Traceback" not in log
+
+
+def test_a_lost_disk_is_rebuilt_from_the_changelog(stack: Stack) -> None:
+    """With every RocksDB deleted between two runs, verdicts are as if nothing had happened."""
+    import shutil
+
+    records = as_records(shop_events(11, 1_500))
+    half = len(records) // 2
+    for part in (records[:half], records[half:]):
+        with WorkerProcess(stack) as worker:
+            stack.produce(part)
+            stack.wait_until_scored()
+            assert worker.stop() == 0
+            opened = [line for line in worker.log() if line["event"] == "partition opened"]
+        shutil.rmtree(stack.folder / "data")
+    assert sum(line["changelog_rows"] for line in opened) > 0
+    assert by_id(stack.read_json("decisions")) == decisions_of(scored_by_file(stack))
+
+
+def test_latest_is_decided_once(stack: Stack) -> None:
+    """A new stream with `start: latest` skips what was there, but not what comes while the worker is down."""
+    stack.configure(stream={"start": "latest"})
+    records = as_records(shop_events(12, 60))
+    stack.produce(records[:50])
+    with WorkerProcess(stack) as worker:
+        worker.wait_ready(4)
+        worker.kill()
+    stack.produce(records[50:])
+    with WorkerProcess(stack):
+        stack.wait_until_scored()
+    records_decided = [v for v in stack.read_json("decisions") if v["type"] == "record"]
+    assert len(records_decided) == len(records) - 50

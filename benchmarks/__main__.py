@@ -1,0 +1,67 @@
+"""`python -m benchmarks`: runs them all, prints a table and writes JSON with machine facts.
+
+`--smoke` runs each on a small load, to see that it still works; its figures mean nothing.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import time
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from benchmarks.quality import hdfs
+from benchmarks.speed import whole_path
+
+RESULTS = Path(__file__).parent / "results"
+
+
+def machine() -> dict[str, Any]:
+    """What the figures depend on."""
+    model = next((line.split(":")[1].strip() for line in _lines("/proc/cpuinfo") if line.startswith("model name")), "?")
+    packages = ("faust-streaming", "aiokafka", "numba", "numpy", "rocksdict", "torch")
+    return {
+        "processor": model, "cores": os.cpu_count(), "kernel": platform.release(), "python": platform.python_version(),
+        "versions": {name: version(name) for name in packages},
+    }  # fmt: skip
+
+
+def main() -> None:
+    """Run, print, write."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
+    parser.add_argument("--smoke", action="store_true", help="small loads, figures without meaning")
+    parser.add_argument("--out", type=Path, help="where the JSON goes (default: benchmarks/results/)")
+    options = parser.parse_args()
+    screen = Console(highlight=False)
+    results = []
+    screen.print("whole path: producer, broker, one worker, checkpoints, outputs")
+    results.append(whole_path.run(*((20_000, 500, 1) if options.smoke else (2_000_000, 100_000, 3)), screen))
+    screen.print("hdfs: worker against file, and against labels")
+    if hdfs.available():
+        results.append(hdfs.run(screen, learn=600, play=100, promise=0.01) if options.smoke else hdfs.run(screen))
+    else:
+        screen.print("  left out: the labelled data (../shared/data/hdfs) is not here")
+    for result in results:
+        shown = {k: v for k, v in result.items() if k not in {"examples", "records_per_s"}}
+        screen.print("  ".join(f"{k} {v:,.4g}" if isinstance(v, float) else f"{k} {v}" for k, v in shown.items()))
+    out = options.out or RESULTS / f"{time.strftime('%Y%m%d-%H%M%S')}.json"
+    out.parent.mkdir(parents=True, exist_ok=True)
+    out.write_text(json.dumps({"machine": machine(), "results": results}, indent=1))
+    screen.print(f"written to {out}")
+
+
+def _lines(path: str) -> list[str]:
+    try:
+        return Path(path).read_text().splitlines()
+    except OSError:
+        return []
+
+
+if __name__ == "__main__":
+    main()

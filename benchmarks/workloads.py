@@ -1,0 +1,33 @@
+"""Seeded workloads, made offline: the same numbers on every machine."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+import orjson
+
+VOCABULARY = tuple(f"action-{i:02d}" for i in range(62))  # with <oov> and <missing> 64 ids
+START_MS = 1_700_000_000_000
+
+
+def zipf_events(seed: int, count: int, sessions: int) -> Iterator[tuple[bytes, bytes]]:
+    """Key and value of `count` records of about 150 bytes; a few sessions have most of the events (Zipf, s = 1.1)."""
+    rng = np.random.default_rng(seed)
+    weights = 1.0 / np.arange(1, sessions + 1) ** 1.1
+    edges = np.cumsum(weights / weights.sum())
+    previous = np.zeros(sessions, np.int64)
+    for low in range(0, count, 10_000):
+        size = min(10_000, count - low)
+        keys = np.minimum(np.searchsorted(edges, rng.random(size)), sessions - 1)
+        jumps = rng.integers(0, 6, size)
+        for i, (key, jump) in enumerate(zip(keys.tolist(), jumps.tolist(), strict=True)):
+            previous[key] = (previous[key] * 7 + jump) % len(VOCABULARY)  # a grammar a GRU could learn
+            session = f"session-{key:08d}"
+            value = orjson.dumps(
+                {
+                    "ts": START_MS + low + i, "session": session, "action": VOCABULARY[previous[key]],
+                    "host": f"host-{key % 97:03d}", "path": "/api/v1/items", "duration_ms": int(jump) * 13,
+                }
+            )  # fmt: skip
+            yield session.encode(), value
