@@ -41,7 +41,7 @@ class Metrics:
             "offbeat_lag_records", "Records in the source partition not yet taken in.", _BY_PARTITION, registry=registry
         )
         self.checkpoint_age = Gauge(
-            "offbeat_checkpoint_age_seconds", "How long the oldest record taken in has waited for a checkpoint to cover it.",
+            "offbeat_checkpoint_age_seconds", "How long the oldest record not yet covered by a checkpoint has waited.",
             _BY_PARTITION, registry=registry,
         )  # fmt: skip
         self.checkpoints = Histogram(

@@ -102,7 +102,6 @@ class Partition:
         self._producer: AIOKafkaProducer | None = None
         self._sent: list[asyncio.Future[Any]] = []
         self._scoring = False  # between two slices all outputs of `state` have been handed over; within one not
-        self._covered = -1  # next offset of the last checkpoint begun
         self._due = 0.0
         self._uncovered_since: float | None = None  # since when records wait for a checkpoint to begin
         self._covering_since: float | None = None  # likewise those of the checkpoint under way
@@ -134,7 +133,7 @@ class Partition:
             await self._transact(self._copies({}), [], self.state.next_offset)  # so that "latest" is decided once
         else:
             self.state = await self._resume(saved, source, await read_committed())  # (3)
-        self._covered, self._due = self.state.next_offset, context.monotonic() + context.checkpoint_interval_s
+        self._due = context.monotonic() + context.checkpoint_interval_s
         context.metrics.restored.labels(context.name).inc(restored)
         log.info(
             "partition opened", stream=context.name, partition=p, next_offset=self.state.next_offset,
@@ -197,7 +196,7 @@ class Partition:
 
     async def _next_slice(self) -> Slice | None:
         """The next slice, or None when a checkpoint is due before one comes."""
-        if self.state.next_offset == self._covered:
+        if self._uncovered_since is None:
             return await self.slices.get()
         try:
             return await asyncio.wait_for(self.slices.get(), max(0.0, self._due - self.context.monotonic()))
@@ -206,7 +205,7 @@ class Partition:
 
     def _is_due(self) -> bool:
         store, capacity = self._opened_store(), self.context.capacity
-        return self.state.next_offset != self._covered and (
+        return self._uncovered_since is not None and (
             self.context.monotonic() >= self._due or store.changed * 2 >= capacity
         )
 
@@ -270,10 +269,9 @@ class Partition:
         store = self._opened_store()
         copies = self._copies(store.snapshot())
         sent, self._sent = self._sent, []
-        self._covered = self.state.next_offset
         self._covering_since, self._uncovered_since = self._uncovered_since, None
         self._due = self.context.monotonic() + self.context.checkpoint_interval_s
-        self._inflight = asyncio.create_task(self._finish_checkpoint(copies, sent, self._covered))
+        self._inflight = asyncio.create_task(self._finish_checkpoint(copies, sent, self.state.next_offset))
         self._inflight.add_done_callback(self._report_failure)
 
     def _copies(self, changes: dict[bytes, bytes | None]) -> dict[bytes, bytes | None]:
