@@ -6,19 +6,24 @@ import asyncio
 import os
 import signal
 import time
+from collections import deque
 from collections.abc import Awaitable, Callable, Coroutine, Iterable
 from typing import Any
 
+from aiokafka.errors import ProducerFenced
 from faust.tables.recovery import RebalanceAgain
 from faust.types import TP
 
-from pipeline.errors import OffbeatError
+from pipeline.errors import OffbeatError, StateError
 from pipeline.logs import get_logger
 from pipeline.outputs import Place
 from pipeline.partition import OPEN_TIMEOUT_S, Partition, StreamContext
 
 _RETRIES = 5
 _CANCEL_TIMEOUT_S = 3.0
+_STOPPING_S = 60.0
+# A successor fences a partition once. Fenced that often in that time, two workers take it from each other in turn.
+_FENCED, _FENCED_WITHIN_S = 4, 30.0
 
 log = get_logger()
 
@@ -50,6 +55,7 @@ class Assignment:
         self._current_generation, self._read_committed, self._seek = current_generation, read_committed, seek
         self._openers: set[asyncio.Task[None]] = set()
         self._closing: dict[TP, asyncio.Task[None]] = {}
+        self._fenced: dict[TP, deque[float]] = {}
 
     async def open_all(self, tps: Iterable[TP], generation: int) -> None:
         """Open what was assigned; returns when all of it is open.
@@ -63,7 +69,8 @@ class Assignment:
         openers = [self._spawn(self._open(tp, generation)) for tp in tps if tp not in self.partitions]
         for result in await asyncio.gather(*openers, return_exceptions=True):
             if isinstance(result, OffbeatError) and not result.retriable:
-                await self._stop_worker(result)
+                self._end_worker(result)
+                await asyncio.sleep(_STOPPING_S)  # until Faust, which is being stopped, cancels this
             if isinstance(result, BaseException):
                 moved_on = self._current_generation() != generation or isinstance(result, asyncio.CancelledError)
                 raise RebalanceAgain if moved_on else result
@@ -76,6 +83,9 @@ class Assignment:
             await asyncio.wait(list(self._openers), timeout=_CANCEL_TIMEOUT_S)
         partitions, self.partitions = self.partitions, {}
         await asyncio.gather(*(self._close(tp, partition, save=save) for tp, partition in partitions.items()))
+        for tp, partition in partitions.items():
+            if partition.fenced and self._is_duel(tp):
+                self._end_worker(_duel(partition))
 
     def _spawn(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
         task = asyncio.create_task(work)
@@ -116,7 +126,17 @@ class Assignment:
         name = partition.context.name
         partition.context.metrics.failures.labels(name).inc()
         log.warning("partition failed", stream=name, partition=tp.partition, why=repr(error)[:300])
-        self._spawn(self._reopen(tp, partition))
+        duel = isinstance(error, ProducerFenced) and self._is_duel(tp)
+        self._spawn(self._give_up(tp, partition) if duel else self._reopen(tp, partition))
+
+    def _is_duel(self, tp: TP) -> bool:
+        times = self._fenced.setdefault(tp, deque(maxlen=_FENCED))
+        times.append(time.monotonic())
+        return len(times) == _FENCED and times[-1] - times[0] < _FENCED_WITHIN_S
+
+    async def _give_up(self, tp: TP, partition: Partition) -> None:
+        await self._close(tp, partition, save=False)
+        self._end_worker(_duel(partition))
 
     async def _reopen(self, tp: TP, partition: Partition) -> None:
         since = time.monotonic()
@@ -138,10 +158,18 @@ class Assignment:
         message = (
             f"partition {tp.partition} of {tp.topic} failed and cannot be opened again ({last}); is the broker well?"
         )
-        await self._stop_worker(last if isinstance(last, OffbeatError) else OffbeatError(message))
+        self._end_worker(last if isinstance(last, OffbeatError) else OffbeatError(message))
 
-    async def _stop_worker(self, error: OffbeatError) -> None:
+    def _end_worker(self, error: OffbeatError) -> None:
         """End the process in an orderly way; `run_worker` raises the error afterwards."""
-        self.fatal = self.fatal or error
-        os.kill(os.getpid(), signal.SIGTERM)
-        await asyncio.sleep(3600)
+        if self.fatal is None:
+            self.fatal = error
+            os.kill(os.getpid(), signal.SIGTERM)
+
+
+def _duel(partition: Partition) -> StateError:
+    message = (
+        f"another worker keeps taking partition {partition.place.partition} of {partition.place.topic}: two workers of "
+        f"app {partition.context.group} have the same instance name; set `instance` (or OFFBEAT_INSTANCE) in one of them"
+    )
+    return StateError(message)

@@ -6,6 +6,7 @@ import logging
 import sys
 
 import structlog
+from aiokafka.errors import KafkaError
 
 
 def configure_logs() -> None:
@@ -37,6 +38,16 @@ def configure_logs() -> None:
     logging.getLogger("offbeat").setLevel(logging.INFO)
     # aiokafka reports each retry of a rebalance as an error; what needs a person is logged by us.
     logging.getLogger("aiokafka").setLevel(logging.CRITICAL)
+    logging.getLogger("asyncio").addFilter(_is_news)
+
+
+def _is_news(record: logging.LogRecord) -> bool:
+    """Leave out Kafka errors of futures nobody awaited.
+
+    aiokafka gives one failure to several futures of its own; we await one of them and log it as a failed partition.
+    """
+    error = record.exc_info[1] if record.exc_info else None
+    return not (isinstance(error, KafkaError) and "never retrieved" in record.getMessage())
 
 
 def get_logger() -> structlog.stdlib.BoundLogger:

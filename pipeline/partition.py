@@ -25,6 +25,7 @@ from typing import Any
 
 import orjson
 from aiokafka import AIOKafkaProducer, TopicPartition
+from aiokafka.errors import ProducerFenced
 
 from detectors.parts import Parts
 from detectors.rows import PartitionState
@@ -93,6 +94,7 @@ class Partition:
         self.context, self.place, self.generation = context, place, generation
         self.slices: asyncio.Queue[Slice] = asyncio.Queue(maxsize=_QUEUED_SLICES)
         self.closed = False
+        self.fenced = False  # somebody else took the partition over, as closing it has shown
         self.state = PartitionState(0)
         self._on_failure = on_failure
         self._parts = context.make_parts()
@@ -340,6 +342,7 @@ class Partition:
                     await self._settled()
                 saved = True
         except Exception as error:  # what was not saved is done again by whoever opens next
+            self.fenced = isinstance(error, ProducerFenced)
             name, p = self.context.name, self.place.partition
             log.warning("last checkpoint failed", stream=name, partition=p, why=repr(error))
         await _end(self._inflight)
@@ -373,8 +376,8 @@ async def _write_changelog(
             batch.append(key=key, value=value, timestamp=None)
         count += 1
     written.append((count, await producer.send_batch(batch, topic, partition=partition)))
-    ends = [count + (await future).offset for count, future in written]
-    return int(max(ends))
+    placed = await asyncio.gather(*(future for _, future in written))
+    return max(int(at.offset) + count for (count, _), at in zip(written, placed, strict=True))
 
 
 async def _end(task: asyncio.Task[Any] | None) -> None:

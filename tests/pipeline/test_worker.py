@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from tests.kafka import Stack, WorkerProcess, as_records, by_id, shop_events
+from tests.kafka import Stack, WorkerProcess, as_records, by_id, shop_events, wait_until
 
 DECISION_KEYS = (
     "type", "id", "stream", "session", "time_ms", "score", "p_value", "anomaly", "status",
@@ -309,3 +309,20 @@ def test_latest_is_decided_once(stack: Stack) -> None:
         stack.wait_until_scored()
     records_decided = [v for v in stack.read_json("decisions") if v["type"] == "record"]
     assert len(records_decided) == len(records) - 50
+
+
+def test_two_workers_of_one_name_do_not_fight_for_ever(stack: Stack) -> None:
+    """Two workers that both call themselves w0 end with one of them leaving with a sentence; nothing is lost."""
+    stack.produce(as_records(shop_events(13, 100)))
+    with WorkerProcess(stack, "w0") as one:
+        one.wait_ready(4)
+        stack.configure(data_dir=str(stack.folder / "other-data"))
+        with WorkerProcess(stack, "w0") as two:
+            wait_until(lambda: any(w.process.poll() is not None for w in (one, two)), "one of them to leave")
+            gone = one if one.process.poll() is not None else two
+            assert gone.process.wait(30) == 1
+            assert "same instance name" in gone.log_path.read_text()
+            assert "Traceback" not in gone.log_path.read_text()
+    with WorkerProcess(stack, "w1"):
+        stack.wait_until_scored()
+    assert by_id(stack.read_json("decisions")) == decisions_of(scored_by_file(stack))
