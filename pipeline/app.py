@@ -79,7 +79,7 @@ def build_app(
         return StreamContext(
             name=name, group=settings.app, fingerprint=state_fingerprint(stream),
             changelog=changelog_topic(settings, name), starts_latest=stream.start == "latest", capacity=capacity,
-            checkpoint_interval_s=interval_s, folder=instance.folder,
+            checkpoint_interval_s=interval_s, folder=instance.folder / settings.app,
             decoder=make_decoder(stream), make_parts=lambda: make_parts(name, stream, learned[name]),
             sample=settings.decisions.sample, make_producer=clients.transactional_producer, recovery=recovery,
             send=outbox.send, metrics=metrics,

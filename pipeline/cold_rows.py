@@ -9,7 +9,9 @@ from rocksdict import BlockBasedOptions, Options, Rdict, WriteBatch
 
 SESSION = b"s"  # first byte of a session row's key; the session's name follows
 PARTITION = b"p"  # first byte of a partition row's key
-_POSITION = b"local/changelog-position"  # never in the changelog
+_POSITION = b"local/changelog-position"  # keys of our own, never in the changelog
+_IN_STEP = b"local/in-step-ms"
+_ALL = (b"", b"\xff\xff")
 
 
 def session_key(name: str) -> bytes:
@@ -42,6 +44,11 @@ class ColdRows:
         """The changelog offset up to which this database holds everything; 0 for a new one."""
         return int(self._db.get(_POSITION) or 0)
 
+    @property
+    def in_step_ms(self) -> int:
+        """When, by the clock of that time, the database was last in step with the changelog."""
+        return int(self._db.get(_IN_STEP) or 0)
+
     def get_many(self, keys: list[bytes]) -> list[bytes | None]:
         """Values in the keys' order, None where there is none."""
         return self._db.get(keys) if keys else []
@@ -50,7 +57,7 @@ class ColdRows:
         """One value."""
         return self._db.get(key)  # type: ignore[no-any-return]
 
-    def write(self, changes: Mapping[bytes, bytes | None], position: int) -> None:
+    def write(self, changes: Mapping[bytes, bytes | None], position: int, now_ms: int) -> None:
         """Put values, delete where the value is None, and move the position, all at once (checkpoint step 4)."""
         batch = WriteBatch(raw_mode=True)
         for key, value in changes.items():
@@ -59,7 +66,12 @@ class ColdRows:
             else:
                 batch.put(key, value)
         batch.put(_POSITION, b"%d" % position)
+        batch.put(_IN_STEP, b"%d" % now_ms)
         self._db.write(batch)
+
+    def clear(self) -> None:
+        """Forget everything."""
+        self._db.delete_range(*_ALL)
 
     def sessions(self) -> Iterator[tuple[str, bytes]]:
         """Every session row, by name."""

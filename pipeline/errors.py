@@ -7,9 +7,7 @@ OffbeatError                    every error we raise on purpose; its text says w
 ├── TopicError                  a topic is missing, or is not as we need it
 ├── PortTakenError              another process listens there
 ├── LocalBrokerError            `offbeat broker` cannot get, start or stop its Kafka
-├── StateError                  rows on disk or in the changelog do not fit the config or each other
-├── FencedError                 another worker owns the partition now, or the group says so
-└── TrainingError               the data cannot teach a model
+└── StateError                  rows on disk or in the changelog do not fit the config or each other
 
 Bundles have errors of their own in `models/errors.py`, records in `features/errors.py`.
 """
@@ -54,13 +52,3 @@ class LocalBrokerError(OffbeatError):
 
 class StateError(OffbeatError):
     """Saved state does not fit the config, the source topic or itself."""
-
-
-class FencedError(OffbeatError):
-    """A newer owner of the partition exists; what this one holds in memory is void."""
-
-    retriable = True
-
-
-class TrainingError(OffbeatError):
-    """The records given cannot teach a model."""

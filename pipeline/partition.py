@@ -125,7 +125,7 @@ class Partition:
         await self._producer.start()
         # (2)
         self._cold = await asyncio.to_thread(ColdRows, context.folder / f"{context.name}-{p}")
-        restored = await context.recovery.restore(self._cold, TopicPartition(context.changelog, p))
+        restored = await context.recovery.restore(self._cold, TopicPartition(context.changelog, p), context.now_ms)
         self._store = RowStore(self._parts.shape, self._parts.rules.gap_ms, context.capacity, self._cold)
         sessions = self._store.arm_saved()
         source = TopicPartition(topic, p)
@@ -311,7 +311,7 @@ class Partition:
             offsets = {TopicPartition(self.place.topic, p): next_offset}
             await producer.send_offsets_to_transaction(offsets, context.group)  # 3
             await producer.commit_transaction()
-        cold.write(copies, position)  # 4
+        cold.write(copies, position, context.now_ms())  # 4
 
     async def _settled(self) -> None:
         """Wait for the checkpoint under way, if there is one; its failure is raised here too."""

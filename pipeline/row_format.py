@@ -58,7 +58,10 @@ class RowFormat:
 
     def _check(self, value: bytes) -> None:
         if len(value) < self._head.itemsize + 4 or crc32(value[:-4]) != int.from_bytes(value[-4:], "little"):
-            message = "a saved session row is damaged; delete data_dir and restart, it is rebuilt from the changelog"
+            message = (
+                "a saved session row is damaged; delete this worker's folder under data_dir and restart: the rows are "
+                "rebuilt from the changelog"
+            )
             raise StateError(message)
         if value[2] != VERSION:
             message = f"a saved session row has format {value[2]}, this version reads {VERSION}: upgrade offbeat"

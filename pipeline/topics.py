@@ -10,6 +10,7 @@ from confluent_kafka.admin import AdminClient, NewTopic
 from pipeline.errors import TopicError
 from pipeline.settings import Settings
 
+DELETE_RETENTION_MS = 86_400_000  # for how long a changelog keeps tombstones after compaction: Kafka's default
 OUTPUTS = ("anomalies", "decisions", "dead-letters")
 
 
@@ -48,7 +49,12 @@ def wanted_topics(settings: Settings, existing: dict[str, int]) -> list[Topic]:
     for name, stream in settings.streams.items():
         partitions = existing.get(stream.topic, own.partitions)
         topics.append(Topic(stream.topic, "source", partitions))
-        compaction = {"cleanup.policy": "compact", "max.compaction.lag.ms": "86400000", "segment.ms": "3600000"}
+        compaction = {
+            "cleanup.policy": "compact",
+            "delete.retention.ms": str(DELETE_RETENTION_MS),
+            "max.compaction.lag.ms": "86400000",  # a deleted session is gone from the log a day later at most
+            "segment.ms": "3600000",  # only closed segments are compacted
+        }
         topics.append(Topic(changelog_topic(settings, name), "changelog", partitions, compaction))
     return topics
 

@@ -157,6 +157,10 @@ class Stack:
         finally:
             consumer.close()
 
+    def saved_rows(self, partition: int, instance: str = "w0") -> Path:
+        """The RocksDB folder of a partition."""
+        return self.folder / "data" / instance / self.name / f"orders-{partition}"
+
     def wait_until_scored(self, timeout_s: float = 90.0) -> None:
         """Wait until a checkpoint covers every record produced so far."""
         ends = self.ends()

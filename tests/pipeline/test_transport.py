@@ -162,7 +162,7 @@ def test_faust_commits_nothing(stack: Stack) -> None:
         stack.wait_until_scored()
         assert worker.stop() == 0
     for p, offset in stack.committed().items():
-        cold = ColdRows(stack.folder / "data" / "w0" / f"orders-{p}")
+        cold = ColdRows(stack.saved_rows(p))
         saved = json.loads(cold.get(PARTITION) or b"{}")
         cold.close()
         assert saved["next_offset"] == offset

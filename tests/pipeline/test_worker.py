@@ -326,3 +326,49 @@ def test_two_workers_of_one_name_do_not_fight_for_ever(stack: Stack) -> None:
     with WorkerProcess(stack, "w1"):
         stack.wait_until_scored()
     assert by_id(stack.read_json("decisions")) == decisions_of(scored_by_file(stack))
+
+
+@pytest.mark.parametrize("why", ["too old", "another log's"])
+def test_rows_out_of_step_are_rebuilt(why: str, stack: Stack) -> None:
+    """A RocksDB that missed tombstones, or stands beyond the log's end, is not trusted: ended sessions stay ended."""
+    from pipeline.cold_rows import ColdRows, session_key
+
+    records = as_records(shop_events(14, 300))
+    half = len(records) // 2
+    with WorkerProcess(stack) as worker:
+        stack.produce(records[:half])
+        stack.wait_until_scored()
+        assert worker.stop() == 0
+    for p in range(4):
+        cold = ColdRows(stack.saved_rows(p))
+        ghost = next(row for _, row in cold.sessions())
+        position = cold.position if why == "too old" else cold.position + 1_000_000
+        now_ms = 1 if why == "too old" else cold.in_step_ms
+        cold.write({session_key(f"ghost-{p}"): ghost}, position, now_ms)
+        cold.close()
+    with WorkerProcess(stack) as worker:
+        stack.produce(records[half:])
+        stack.wait_until_scored()
+        assert worker.stop() == 0
+        assert sum(line["event"] == "rebuilding from the whole changelog" for line in worker.log()) == 4
+    decisions = by_id(stack.read_json("decisions"))
+    assert not any(v["session"].startswith("ghost") for v in decisions.values())
+    assert decisions == decisions_of(scored_by_file(stack))
+
+
+def test_another_app_begins_anew(stack: Stack) -> None:
+    """With another `app` the same instance keeps other state, even where the stream's section has changed."""
+    stack.produce(as_records(shop_events(15, 40)))
+    with WorkerProcess(stack) as worker:
+        stack.wait_until_scored()
+        assert worker.stop() == 0
+
+    def records() -> list[str]:
+        return [v["id"] for v in stack.read_json("decisions") if v["type"] == "record"]
+
+    first = records()
+    stack.configure(app=f"{stack.name}-b", stream={"session": {"by": "session", "gap": "9s"}})
+    with WorkerProcess(stack) as worker:
+        wait_until(lambda: len(records()) == 2 * len(first), "all records to be scored again")
+        assert worker.stop() == 0
+    assert sorted(records()) == sorted(first * 2)
