@@ -11,8 +11,15 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from features.errors import KeyMismatchError, MissingSessionError, NotJsonError, RecordError, WrongTypeError
-from features.event_time import parse_time_ms
+from features.errors import (
+    BadTimeError,
+    KeyMismatchError,
+    MissingSessionError,
+    NotJsonError,
+    RecordError,
+    WrongTypeError,
+)
+from features.event_time import MAX_TIME_MS, parse_time_ms
 
 MAX_SESSION_CHARACTERS = 1_024
 
@@ -177,7 +184,7 @@ class Decoder:
                 event = self._parse(record.value)
                 name = self._name(record, event, check_key=check_key)
                 moment = None if self._time is None else self._time(event)
-                times.append(record.timestamp if moment is None else parse_time_ms(moment))
+                times.append(_kafka_time(record.timestamp) if moment is None else parse_time_ms(moment))
             except RecordError as error:
                 rejects.append(Reject(index, error))
                 continue
@@ -217,6 +224,14 @@ class Decoder:
             message = f"the session is {name[:60]!r} but the record's key is {key}; produce with the session as key"
             raise KeyMismatchError(message)
         return name
+
+
+def _kafka_time(timestamp: int) -> int:
+    """The record's own timestamp; producers may leave it out (-1) or give another unit than Kafka's."""
+    if not 0 <= timestamp <= MAX_TIME_MS:
+        message = f"Kafka's timestamp of the record, {timestamp}, is no time in milliseconds between 1970 and 9999"
+        raise BadTimeError(message)
+    return timestamp
 
 
 def _name_from_key(key: bytes | None) -> str:

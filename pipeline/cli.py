@@ -6,7 +6,6 @@ import sys
 from pathlib import Path
 from typing import Annotated, NoReturn
 
-import click
 import typer
 
 from pipeline.errors import OffbeatError, UsageError
@@ -29,20 +28,23 @@ def main() -> NoReturn:
     from models.errors import ModelError
 
     try:
-        code = app(standalone_mode=False)
+        code = app(prog_name="offbeat", standalone_mode=False)
         sys.exit(code if isinstance(code, int) else 0)
     except (OffbeatError, ModelError) as error:
         print(f"offbeat: {error}", file=sys.stderr)
         sys.exit(error.exit_code)
-    except click.ClickException as error:
-        error.show()
+    except typer.TyperException as error:  # wrong options
+        command = getattr(getattr(error, "ctx", None), "command_path", "offbeat")
+        if text := error.format_message().rstrip("."):  # none where the help was shown instead
+            print(f"offbeat: {text}; see `{command} --help`", file=sys.stderr)
         sys.exit(error.exit_code)
-    except (click.Abort, KeyboardInterrupt):
+    except (typer.Abort, KeyboardInterrupt):
         print("offbeat: interrupted", file=sys.stderr)
         sys.exit(130)
-    except BrokenPipeError:  # `offbeat tail | head`: the reader has gone, and with it our stdout
-        sys.stderr.close()
-        sys.exit(0)
+    except OSError as error:  # a full disk, a folder that may not be written
+        where = "" if error.filename is None else f"{error.filename}: "
+        print(f"offbeat: {where}{error.strerror or error}", file=sys.stderr)
+        sys.exit(1)
 
 
 def _version(wanted: bool) -> None:

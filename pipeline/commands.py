@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -50,6 +52,15 @@ def _size(path: Path) -> int:
         raise UsageError(message) from None
 
 
+def _make_folder(path: Path) -> None:
+    """Make sure bundles can be written before minutes go into training one."""
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        message = f"{path} cannot be made ({error.strerror}); correct models_dir or data_dir"
+        raise UsageError(message) from None
+
+
 @contextmanager
 def _reading(path: Path, what: str) -> Iterator[Callable[[int], None]]:
     """A bar over a file's bytes; for .gz the share is only known at the end."""
@@ -77,6 +88,8 @@ def train_stream(
     from pipeline.serving import make_decoder, make_parts
 
     stream = settings.stream(name)
+    directory = settings.bundles_dir / name
+    _make_folder(directory)
     decoder = make_decoder(stream)
     history: History
     if source is not None:
@@ -99,7 +112,6 @@ def train_stream(
             update(e.number, f"loss {e.loss:.4f}, held back {e.validation_loss:.4f}, {e.events_per_s:,.0f} events/s")
 
         learned = fit(history.events, make_parts(name, stream, None), seed, on_epoch, time.monotonic)
-    directory = settings.bundles_dir / name
     digest = write_bundle(directory, learned.content, learned.files, datetime.now(UTC).isoformat(timespec="seconds"))
     serves = promoted or serving_digest(directory) is None
     if serves:
@@ -127,6 +139,9 @@ def score_stream(
     if learned is None:
         _screen.print(f"warning: no bundle serves {name}, so all scores are null; run `offbeat train`", style="yellow")
     _size(source)
+    if target.exists() and target.samefile(source):
+        message = f"--input and --output are the same file, {target}; give the verdicts another"
+        raise UsageError(message)
     with _reading(source, f"scoring {source.name}") as count:
         counts = score_file(name, stream, learned, source, target, count)
     if as_json:
@@ -159,7 +174,6 @@ def tail_topic(settings: Settings, what: str, *, from_start: bool, limit: int | 
     """Follow an output topic until Ctrl-C or `limit`."""
     from uuid import uuid4
 
-    from pipeline.sentences import sentence_of
     from pipeline.topics import OUTPUTS, output_topic
 
     if what not in OUTPUTS:
@@ -179,17 +193,30 @@ def tail_topic(settings: Settings, what: str, *, from_start: bool, limit: int | 
                 continue
             if message_.error() is not None:
                 raise KafkaException(message_.error())
-            value = message_.value()
-            print(value.decode() if as_json else sentence_of(what, orjson.loads(value)), flush=True)
+            print(_line_of(what, message_.value() or b"", as_json=as_json), flush=True)
             shown += 1
     except KeyboardInterrupt:
         pass
+    except BrokenPipeError:  # `offbeat tail | head`: the reader has gone, and nothing may be flushed to it at the end
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except KafkaException as error:
         if error.args[0].code() == KafkaError._ALL_BROKERS_DOWN:  # noqa: SLF001 (the code's public name)
             raise BrokerUnavailableError(str(error.args[0].str())) from None
         raise TopicError(error.args[0].str()) from None
     finally:
         consumer.close()
+
+
+def _line_of(what: str, value: bytes, *, as_json: bool) -> str:
+    """A message as `tail` prints it; what others wrote into our topic is shown as it is."""
+    from pipeline.sentences import sentence_of
+
+    if not as_json:
+        try:
+            return sentence_of(what, orjson.loads(value))
+        except (ValueError, KeyError, TypeError, AttributeError, IndexError):
+            pass
+    return value.decode("utf-8", "replace")
 
 
 def manage_topics(settings: Settings, *, create: bool, delete: bool, as_json: bool) -> None:

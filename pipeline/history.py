@@ -36,7 +36,7 @@ class History:
 def parse_moment_ms(text: str, now_ms: int) -> int:
     """Read `--since` and `--until`: a time, or a duration before now."""
     try:
-        return now_ms - parse_duration_ms(text)
+        return max(0, now_ms - parse_duration_ms(text))
     except ValueError:
         pass
     try:

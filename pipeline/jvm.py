@@ -1,4 +1,4 @@
-"""A Java runtime that is new enough for Kafka, and a Java process that never outlives us."""
+"""A Java runtime that is new enough for Kafka, and processes that never outlive us."""
 
 from __future__ import annotations
 
@@ -82,24 +82,36 @@ def _java_version(java: Path) -> int | None:
     return int(match[1]) if match and answer.returncode == 0 else None
 
 
-def bound_to_us(command: Sequence[str]) -> list[str]:
-    """Return what runs `command` (its program by full path) and is killed when the thread that starts it ends."""
-    return [sys.executable, "-I", "-S", "-c", _BOUND_EXEC, str(os.getpid()), *command]
-
-
-class Jvm:
-    """One Java process that never outlives this one, not even when this one is SIGKILLed.
+class BoundProcess:
+    """One process that never outlives this one, not even when this one is SIGKILLed.
 
     The kernel kills it when the *thread* that started it ends, so a thread of its own starts it and stays until it has
-    ended: callers may come from any thread. It has a process group of its own: Ctrl-C in the terminal reaches us only.
+    ended: callers may come from any thread, and an exception that a signal handler throws at them loses no process. It
+    has a process group of its own: Ctrl-C in the terminal reaches us only.
+
+    Parameters
+    ----------
+    command
+        Its program by full path, and arguments.
+    output
+        File that takes what it says, below `folder`, where it runs.
+    keep_open
+        File descriptors it inherits.
+    shows_errors
+        Its standard error is ours, instead of going to `output`.
     """
 
-    def __init__(self, command: Sequence[str], folder: Path, environ: Mapping[str, str], keep_open: int) -> None:
-        self._command = bound_to_us(command)
+    def __init__(
+        self, command: Sequence[str], folder: Path, environ: Mapping[str, str], *, output: str,
+        keep_open: Sequence[int] = (), shows_errors: bool = False,
+    ) -> None:  # fmt: skip
+        self._command = [sys.executable, "-I", "-S", "-c", _BOUND_EXEC, str(os.getpid()), *command]
         self._folder = folder
         self._environ = environ
+        self._output = folder / output
         self._keep_open = keep_open
-        self._keeper = threading.Thread(target=self._keep, name="offbeat-jvm", daemon=True)
+        self._shows_errors = shows_errors
+        self._keeper = threading.Thread(target=self._keep, name="offbeat-keeper", daemon=True)
         self._launched = threading.Event()
         self._process: subprocess.Popen[bytes] | None = None
         self._failure: OSError | None = None
@@ -114,15 +126,15 @@ class Jvm:
 
     def _keep(self) -> None:
         try:
-            with (self._folder / "jvm.out").open("wb") as output:
+            with self._output.open("wb") as output:
                 self._process = subprocess.Popen(
                     self._command,
                     cwd=self._folder,
                     env=self._environ,
                     stdin=subprocess.DEVNULL,
                     stdout=output,
-                    stderr=subprocess.STDOUT,
-                    pass_fds=(self._keep_open,),
+                    stderr=None if self._shows_errors else subprocess.STDOUT,
+                    pass_fds=self._keep_open,
                     process_group=0,
                 )
         except OSError as error:
@@ -153,3 +165,10 @@ class Jvm:
             if not self.ended.wait(_STOP_S):
                 self._process.kill()
                 self.ended.wait()
+
+
+class Jvm(BoundProcess):
+    """A Java process; what it says goes to `jvm.out`, and it keeps one of our files open."""
+
+    def __init__(self, command: Sequence[str], folder: Path, environ: Mapping[str, str], keep_open: int) -> None:
+        super().__init__(command, folder, environ, output="jvm.out", keep_open=(keep_open,))

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import gzip
+import zlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
-from typing import IO
+from typing import IO, Annotated
 
 import msgspec
 import orjson
@@ -25,14 +26,18 @@ from pipeline.store import RowStore
 CHUNK = 4_096  # lines in one slice; any other number gives the same verdicts
 
 
+_Count = Annotated[int, msgspec.Meta(ge=0, le=2**63 - 2)]
+_Moment = Annotated[int, msgspec.Meta(ge=-1, le=2**63 - 2)]  # -1: Kafka's own word for none
+
+
 class _Envelope(msgspec.Struct, gc=False):
     """Where a line's record lay in Kafka, where it says so."""
 
     key: str | None = msgspec.field(default=None, name="_key")
-    timestamp_ms: int | None = msgspec.field(default=None, name="_timestamp_ms")
+    timestamp_ms: _Moment | None = msgspec.field(default=None, name="_timestamp_ms")
     topic: str | None = msgspec.field(default=None, name="_topic")
-    partition: int | None = msgspec.field(default=None, name="_partition")
-    offset: int | None = msgspec.field(default=None, name="_offset")
+    partition: _Count | None = msgspec.field(default=None, name="_partition")
+    offset: _Count | None = msgspec.field(default=None, name="_offset")
 
 
 _decode_envelope = msgspec.json.Decoder(_Envelope).decode
@@ -64,17 +69,21 @@ def read_lines(path: Path, topic: str, progress: Callable[[int], None] | None = 
                 if progress is not None:
                     progress(len(raw))
                 if text := raw.strip():
-                    yield _line(number, text, topic)
-    except (OSError, EOFError) as error:
-        message = f"{path} cannot be read: {error}"
+                    yield _line(number, text, path, topic)
+    except (OSError, EOFError, zlib.error) as error:
+        message = f"{path} cannot be read: {getattr(error, 'strerror', None) or error}"
         raise UsageError(message) from error
 
 
-def _line(number: int, text: bytes, topic: str) -> Line:
+def _line(number: int, text: bytes, path: Path, topic: str) -> Line:
     try:
         about = _decode_envelope(text)
-    except (msgspec.MsgspecError, RecursionError):  # the decoder will say what is wrong with it
-        about = _Envelope()
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
+        if "`$._" in str(error):
+            what = str(error).replace("`$.", "`").replace("`", "'")
+            message = f"line {number} of {path} does not say where its record lay: {what}; correct it or leave it out"
+            raise UsageError(message) from None
+        about = _Envelope()  # the decoder will say what is wrong with it
     return Line(
         number,
         Place(topic if about.topic is None else about.topic, 0 if about.partition is None else about.partition),
@@ -174,7 +183,7 @@ def score_file(
                 _write(out, scorer.score(chunk), counts)
             _write(out, scorer.finish(), counts)
     except OSError as error:
-        message = f"{target} cannot be written: {error}"
+        message = f"{target} cannot be written: {error.strerror or error}"
         raise UsageError(message) from error
     return counts
 

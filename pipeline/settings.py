@@ -26,6 +26,7 @@ from pydantic import (
 
 from pipeline.errors import ConfigError
 from pipeline.units import format_duration_ms, parse_duration_ms
+from pipeline.wire import MESSAGES
 
 DurationMs = Annotated[
     int,
@@ -49,7 +50,7 @@ LATER_KEYS = {
     "streams.*.window": "metric windows",
     "streams.*.promise.alert_budget": "alert budgets",
 }
-# Values that exist in the design but not in this version, by key.
+# Values that exist in the design but not in this version, by key; and what there is instead.
 LATER_VALUES = {
     ("streams.*.kind", "logs"): "log streams",
     ("streams.*.kind", "metrics"): "metric streams",
@@ -58,6 +59,19 @@ LATER_VALUES = {
     ("streams.*.model.core", "tcn"): "the TCN core",
     ("delivery", "exactly_once"): "exactly-once outputs",
 }
+_INSTEAD = {"streams.*.kind": "events", "streams.*.model.core": "gru", "delivery": "at_least_once"}
+
+# What was expected, by pydantic's type of error, where its own words would not help.
+_EXPECTED = {
+    "string_type": "text", "bool_type": "true or false", "bool_parsing": "true or false", "int_type": "a whole number",
+    "int_parsing": "a whole number", "int_from_float": "a whole number", "float_type": "a number",
+    "float_parsing": "a number", "list_type": "a list", "dict_type": "keys and values", "model_type": "keys and values",
+    "path_type": "a path", "invalid_key": "a key that is text",
+    "string_pattern_mismatch": "text that matches {pattern}",
+    "too_short": "at least {min_length}", "too_long": "at most {max_length}",
+    "string_too_short": "at least {min_length} character",
+}  # fmt: skip
+_SCALARS = ("str", "bool", "int", "float")
 
 
 class _Section(BaseModel):
@@ -155,6 +169,17 @@ class StreamSettings(_Section):
         return tokens
 
     @model_validator(mode="after")
+    def _fields_fit_together(self) -> StreamSettings:
+        from features.decode import Decoder
+
+        for path in (*self.tokens, *self.session.end_when, *(() if self.time is None else (self.time,))):
+            if not all(path.split(".")):
+                message = f"{path!r} is no field: write its name, or a dotted path such as user.country"
+                raise ValueError(message)
+        Decoder(self.session.by, self.time, self.tokens, self.session.end_when)  # refuses a path inside another
+        return self
+
+    @model_validator(mode="after")
     def _end_of_token_field_is_text(self) -> StreamSettings:
         for field, value in self.session.end_when.items():
             if field in self.tokens and not isinstance(value, str):
@@ -203,6 +228,18 @@ class Settings(_Section):
             topics[stream.topic] = name
         return streams
 
+    @model_validator(mode="after")
+    def _reads_no_output(self) -> Settings:
+        ours = {f"{self.topics.prefix}.{what}" for what in MESSAGES}
+        for name, stream in self.streams.items():
+            if stream.topic in ours:
+                message = (
+                    f"stream {name} reads {stream.topic}, which this worker writes: it would never end; read another "
+                    "topic, or set another topics.prefix"
+                )
+                raise ValueError(message)
+        return self
+
     @property
     def bundles_dir(self) -> Path:
         """Where bundles live: `models_dir`, or its default under `data_dir`."""
@@ -248,7 +285,8 @@ def parse_settings(raw: Mapping[str, Any], environment: Mapping[str, str], sourc
     try:
         return Settings.model_validate(merged)
     except ValidationError as error:
-        raise ConfigError(f"{source}: " + "; ".join(_sentence(e) for e in error.errors())) from None
+        sentences = dict.fromkeys(_sentence(e) for e in error.errors())  # a union tells one mistake several times
+        raise ConfigError(f"{source}: " + "; ".join(sentences)) from None
 
 
 def _with_environment(raw: Mapping[str, Any], environment: Mapping[str, str]) -> dict[str, Any]:
@@ -258,30 +296,73 @@ def _with_environment(raw: Mapping[str, Any], environment: Mapping[str, str]) ->
         if not variable.startswith("OFFBEAT_"):
             continue
         *parents, leaf = variable.removeprefix("OFFBEAT_").lower().split("__")
-        if (parents or [leaf])[0] not in Settings.model_fields.keys() - {"streams"}:
-            message = f"the environment variable {variable} names no setting; see docs/configuration.md"
-            raise ConfigError(message)
+        annotation = _annotation_of_variable(variable, [*parents, leaf])
         section = merged
         for parent in parents:
-            section = section.setdefault(parent, {})
-            if not isinstance(section, dict):
-                message = f"{variable}: {parent} is not a section"
-                raise ConfigError(message)
-        section[leaf] = yaml.safe_load(text)
+            if not isinstance(section.get(parent), dict):
+                section[parent] = {}
+            section = section[parent]
+        section[leaf] = _value_of_variable(variable, text, annotation)
     return merged
+
+
+def _annotation_of_variable(variable: str, path: list[str]) -> Any:
+    """The type of the setting a variable names."""
+    import difflib
+
+    known, name = environment_variables(), _variable(path)
+    if ".".join(path) in LATER_KEYS:  # refused by its key
+        return None
+    if name not in known:
+        near = difflib.get_close_matches(name, known, n=1, cutoff=0.8)
+        hint = f"did you mean {near[0]}?" if near else "docs/configuration.md lists them"
+        message = f"the environment variable {variable} names no setting; {hint}"
+        raise ConfigError(message)
+    return known[name]
+
+
+def _value_of_variable(variable: str, text: str, annotation: Any) -> Any:
+    """Text and paths as they are (an empty one is none), everything else as YAML."""
+    if annotation in (str, Path):
+        return text
+    if annotation in (str | None, Path | None):
+        return text or None
+    try:
+        return yaml.safe_load(text)
+    except yaml.YAMLError:
+        message = f"the environment variable {variable} is {text!r}, which is no YAML value"
+        raise ConfigError(message) from None
+
+
+def environment_variables() -> dict[str, Any]:
+    """Every variable that sets something, with the type of what it sets."""
+    return _variables_of(Settings, [])
+
+
+def _variables_of(section: type[BaseModel], path: list[str]) -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for name, field in section.model_fields.items():
+        annotation = field.annotation
+        if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+            found |= _variables_of(annotation, [*path, name])
+        elif name != "streams":
+            found[_variable([*path, name])] = annotation
+    return found
+
+
+def _variable(path: list[str]) -> str:
+    return "OFFBEAT_" + "__".join(path).upper()
 
 
 def _refuse_later_keys(raw: Mapping[str, Any], source: str) -> None:
     for key, what in LATER_KEYS.items():
         for found in _find(raw, key.split(".")):
-            message = f"{source}: {found[0]}: {what} are not in this version yet; remove the key".replace(
-                "a choice of runtime are", "a choice of runtime is"
-            )
+            message = f"{source}: {found[0]} ({what}) is not in this version yet; remove the key"
             raise ConfigError(message)
     for (key, value), what in LATER_VALUES.items():
         for found in _find(raw, key.split(".")):
             if found[1] == value:
-                message = f"{source}: {found[0]}: {value} ({what}) is not in this version yet"
+                message = f"{source}: {found[0]}: {value} ({what}) is not in this version yet; write {_INSTEAD[key]}"
                 raise ConfigError(message)
 
 
@@ -297,15 +378,22 @@ def _find(node: Any, path: list[str], so_far: str = "") -> list[tuple[str, Any]]
 
 def _sentence(error: Any) -> str:
     """One pydantic error as key, value and expectation."""
-    key = ".".join(str(part) for part in error["loc"] if part != "[key]") or "the file"
+    loc = error["loc"]
+    of_union = "end_when" in loc and loc[-1] in _SCALARS and len(loc) - loc.index("end_when") > 2
+    key = ".".join(str(part) for part in (loc[:-1] if of_union else loc) if part != "[key]")
     if error["type"] == "extra_forbidden":
         return f"{key} is no setting{_suggestion(error['loc'])}"
     if error["type"] == "missing":
         return f"{key} is missing"
-    what = error["msg"].removeprefix("Value error, ").removeprefix("Input should be ")
-    prefix = "" if error["type"] == "value_error" else "expected "
-    value = "" if isinstance(error["input"], dict | BaseModel) else f" is {error['input']!r};"
-    return f"{key}{value or ':'} {prefix}{what}"
+    if error["type"] == "value_error":
+        sentence: str = error["msg"].removeprefix("Value error, ")
+        whole = isinstance(error["input"], dict | list | BaseModel)
+        before = f"{key}: " if whole else f"{key} is {error['input']!r}; "
+        return before + sentence if key else sentence
+    what = _EXPECTED.get(error["type"], error["msg"].removeprefix("Input should be ")).format(**error.get("ctx", {}))
+    what = "text, a number, or true or false" if of_union else what
+    value = "empty" if error["input"] is None else repr(error["input"])
+    return f"{key} is {value}; expected {what}"
 
 
 def _suggestion(loc: tuple[Any, ...]) -> str:

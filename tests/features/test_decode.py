@@ -1,0 +1,190 @@
+"""The decoder: what it reads, what it sets aside and why, and how slices are cut."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from features.decode import MAX_SESSION_CHARACTERS, Decoder, Events
+from features.errors import RecordError
+from features.event_time import MAX_TIME_MS
+
+DECODER = Decoder("session", "ts", ["action", "user.country"], {"action": "close", "final": True})
+
+
+@dataclass(frozen=True)
+class Given:
+    """A record as any source gives it."""
+
+    value: bytes | None
+    key: bytes | None = b"a"
+    offset: int = 0
+    timestamp: int = 5
+
+
+def decode(*records: Given, decoder: Decoder = DECODER, check_key: bool = False) -> Events:
+    return decoder.decode(records, check_key=check_key)
+
+
+def as_json(**event: Any) -> Given:
+    return Given(json.dumps(event).encode())
+
+
+def reason(record: Given, decoder: Decoder = DECODER, *, check_key: bool = False) -> str:
+    """Why the record is set aside."""
+    events = decode(record, decoder=decoder, check_key=check_key)
+    assert len(events) == 0
+    (reject,) = events.rejects
+    assert str(reject.error)
+    return reject.error.reason
+
+
+def test_columns_hold_the_configured_fields() -> None:
+    """Valid records become columns in order; bad ones and tombstones are set aside beside them."""
+    events = DECODER.decode(
+        [
+            Given(b'{"session": "a", "ts": 7, "action": "view", "user": {"country": "DK"}, "more": [1]}', offset=10),
+            Given(b"no json", offset=11),
+            Given(None, offset=12),
+            Given(b'{"session": 42, "action": "close", "final": true}', offset=15, timestamp=9),
+            Given(b'{"session": "a", "user": null, "ts": null}', offset=16),
+        ],
+        check_key=False,
+    )
+    assert events.index.tolist() == [0, 3, 4]
+    assert events.offsets.tolist() == [10, 15, 16]
+    assert events.time_ms.tolist() == [7_000, 9, 5]
+    assert events.sessions == ["a", "42"]
+    assert events.session.tolist() == [0, 1, 0]
+    assert events.tokens == [["view", "close", None], ["DK", None, None]]
+    assert events.ends.tolist() == [False, True, False]
+    assert [(r.index, r.error.reason) for r in events.rejects] == [(1, "not_json")]
+    assert (events.tombstones, events.next_offset) == (1, 17)
+
+
+@pytest.mark.parametrize(
+    ("value", "expected"),
+    [
+        (b"", "not_json"), (b"\xff\xfe", "not_json"), (b'{"session": "a"', "not_json"), (b"{}{}", "not_json"),
+        (b'{"session": "a", "ts": NaN}', "not_json"), (b'{"session": "a", "action": "\\ud800"}', "not_json"),
+        (b"[1]", "wrong_type"), (b'"text"', "wrong_type"), (b"null", "wrong_type"), (b"7", "wrong_type"),
+        (b'{"session": "a", "action": 7}', "wrong_type"), (b'{"session": "a", "user": "x"}', "wrong_type"),
+        (b'{"session": "a", "ts": true}', "wrong_type"), (b'{"session": 1.5}', "wrong_type"),
+        (b'{"session": true}', "wrong_type"), (b'{"session": ' + b"9" * 5_000 + b"}", "wrong_type"),
+        (b'{"session": "' + b"x" * (MAX_SESSION_CHARACTERS + 1) + b'"}', "wrong_type"),
+        (b"{}", "missing_session"), (b'{"session": null}', "missing_session"), (b'{"session": ""}', "missing_session"),
+        (b'{"session": "a", "ts": "soon"}', "bad_time"), (b'{"session": "a", "ts": -1}', "bad_time"),
+    ],
+)  # fmt: skip
+def test_each_kind_of_bad_record_has_its_reason(value: bytes, expected: str) -> None:
+    """What is wrong decides the reason; nothing is guessed."""
+    assert reason(Given(value)) == expected
+
+
+def test_the_key_must_be_the_session() -> None:
+    """On a topic a key that is not the session is refused, and none is none; in files keys do not matter."""
+    good = Given(b'{"session": "\xc3\xa9"}', key="é".encode())
+    assert len(decode(good, check_key=True)) == 1
+    for key in (b"other", None, b"\xff", b""):
+        bad = Given(good.value, key=key)
+        assert reason(bad, check_key=True) == "key_is_not_session"
+        assert len(decode(bad)) == 1
+
+
+def test_the_key_as_session() -> None:
+    """With @key the record's key names the session, whether keys are checked or not."""
+    decoder = Decoder("@key", None, ["action"], {})
+    assert decode(Given(b"{}", key="é".encode()), decoder=decoder, check_key=True).sessions == ["é"]
+    for key, expected in ((None, "missing_session"), (b"", "missing_session"), (b"\xff", "wrong_type")):
+        assert reason(Given(b"{}", key=key), decoder) == expected
+    assert reason(Given(b"{}", key=b"x" * (MAX_SESSION_CHARACTERS + 1)), decoder) == "wrong_type"
+
+
+@pytest.mark.parametrize("timestamp", [-1, MAX_TIME_MS + 1, 2**62])
+def test_kafkas_own_time_must_be_one(timestamp: int) -> None:
+    """A record without a time field and with a timestamp that is none is set aside: event times are never negative."""
+    assert reason(Given(b'{"session": "a"}', timestamp=timestamp)) == "bad_time"
+    assert len(decode(Given(b'{"session": "a", "ts": 1}', timestamp=timestamp))) == 1
+
+
+def test_the_end_event_is_matched_by_value_and_type() -> None:
+    """All fields of end_when must be equal, and JSON's true is not 1."""
+    decoder = Decoder("session", None, ["action"], {"final": 1, "x.y": "z"})
+    events = decode(
+        as_json(session="a", final=1, x={"y": "z"}), as_json(session="a", final=1.0, x={"y": "z"}),
+        as_json(session="a", final=True, x={"y": "z"}), as_json(session="a", final=1), as_json(session="a"),
+        as_json(session="a", final=[1], x={"y": "z"}), decoder=decoder,
+    )  # fmt: skip
+    assert events.ends.tolist() == [True, True, False, False, False, False]
+
+
+def test_a_field_inside_another_is_refused() -> None:
+    """`user` and `user.id` cannot both be read."""
+    with pytest.raises(ValueError, match="the field user is used as a value and, in another place, as an object"):
+        Decoder("user", None, ["user.id"], {})
+
+
+@given(st.lists(st.binary(max_size=60) | st.none(), max_size=8))
+def test_any_bytes_are_read_or_set_aside(values: list[bytes | None]) -> None:
+    """Whatever bytes come, each record is an event, a reject or a tombstone, and nothing is raised."""
+    _each_is_accounted_for([Given(value, offset=i) for i, value in enumerate(values)])
+
+
+json_values = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5),
+    lambda inner: (
+        st.lists(inner, max_size=3)
+        | st.dictionaries(st.sampled_from(["session", "ts", "action", "user", "country", "final", "x"]), inner)
+    ),
+    max_leaves=12,
+)
+
+
+@given(st.lists(json_values, max_size=5), st.booleans())
+def test_any_json_is_read_or_set_aside(values: list[Any], check_key: bool) -> None:
+    """Whatever JSON comes, each record is an event, a reject or a tombstone, and nothing is raised."""
+    records = [Given(json.dumps(value).encode(), offset=i) for i, value in enumerate(values)]
+    _each_is_accounted_for(records, check_key=check_key)
+
+
+def _each_is_accounted_for(records: list[Given], *, check_key: bool = False) -> None:
+    for decoder in (DECODER, Decoder("@key", None, ["session", "x"], {})):
+        events = decode(*records, decoder=decoder, check_key=check_key)
+        assert len(events) + len(events.rejects) + events.tombstones == len(records)
+        assert events.next_offset == (records[-1].offset + 1 if records else None)
+        assert all(isinstance(reject.error, RecordError) for reject in events.rejects)
+        assert [len(column) for column in events.tokens] == [len(events)] * 2
+        assert all(isinstance(text, str | None) for column in events.tokens for text in column)
+        assert all(events.time_ms >= 0)
+
+
+@given(st.lists(st.sampled_from("abcdef!"), max_size=30), st.integers(1, 7))
+def test_pieces_are_the_same_events(names: list[str], most: int) -> None:
+    """Pieces hold at most that many sessions, concatenate to the same events, and rejects count once."""
+    records = [
+        Given(
+            b"bad" if name == "!" else json.dumps({"session": name, "action": f"{i}", "ts": i}).encode(), offset=2 * i
+        )
+        for i, name in enumerate(names)
+    ]
+    whole = decode(*records)
+    pieces = list(whole.pieces(most))
+    assert all(len(piece.sessions) <= most for piece in pieces)
+    for column in ("index", "offsets", "time_ms", "ends"):
+        assert np.concatenate([getattr(p, column) for p in pieces]).tolist() == getattr(whole, column).tolist()
+    assert [p.sessions[s] for p in pieces for s in p.session.tolist()] == [whole.sessions[s] for s in whole.session]
+    assert [text for p in pieces for text in p.tokens[0]] == whole.tokens[0]
+    assert [r for p in pieces for r in p.rejects] == whole.rejects
+    assert sum(p.tombstones for p in pieces) == whole.tombstones
+    assert pieces[-1].next_offset == whole.next_offset
+    for piece, after in pairwise(pieces):
+        assert piece.next_offset == after.offsets[0]
+    nothing = whole.nothing()
+    assert (len(nothing), nothing.sessions, nothing.rejects, nothing.next_offset) == (0, [], [], whole.next_offset)

@@ -1,0 +1,117 @@
+"""Settings: defaults, environment and the rules between keys; wrong configs stand in test_commands.py."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from hypothesis import given
+from hypothesis import strategies as st
+from pydantic import BaseModel, ValidationError
+
+from pipeline.errors import ConfigError
+from pipeline.reference import example
+from pipeline.settings import Settings, StreamSettings, environment_variables, load_settings, parse_settings
+
+MINIMAL: dict[str, Any] = {"streams": {"orders": {"topic": "t", "session": {"by": "id"}, "tokens": ["action"]}}}
+
+
+def test_little_is_required() -> None:
+    """A stream with its topic, session and tokens is a config; the rest has the documented defaults."""
+    settings = parse_settings(MINIMAL, {})
+    assert (settings.broker, settings.app, settings.delivery) == ("localhost:9092", "offbeat", "at_least_once")
+    assert (settings.checkpoint_interval, settings.topics.retention) == (250, 7 * 86_400_000)
+    assert settings.bundles_dir == Path("offbeat-data/models")
+    stream = settings.stream("orders")
+    assert (stream.session.gap, stream.session.max_events) == (900_000, 10_000)
+    assert (stream.model.hidden, stream.model.context, stream.promise.false_alarm_rate) == (64, 32, 0.001)
+
+
+def test_settings_are_frozen() -> None:
+    """Nobody changes a setting once it is read."""
+    with pytest.raises(ValidationError):
+        parse_settings(MINIMAL, {}).broker = "other"  # type: ignore[misc]
+
+
+def test_the_example_names_every_key(tmp_path: Path) -> None:
+    """The example in docs/configuration.md loads, names every key there is, and comments each."""
+    path = tmp_path / "offbeat.yaml"
+    path.write_text(example())
+    settings = load_settings(path, {})
+    raw = yaml.safe_load(example())
+    assert _keys(raw | {"streams": {}}) == set(Settings.model_fields) | {
+        f"{section}.{key}"
+        for section, field in Settings.model_fields.items()
+        if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel)
+        for key in field.annotation.model_fields
+    }
+    assert raw["streams"]["orders"].keys() == StreamSettings.model_fields.keys()
+    assert settings.model_dump(mode="json")["streams"]["orders"].keys() == raw["streams"]["orders"].keys()
+    assert all("  # " in line and line.rstrip().endswith(".") for line in example().splitlines())
+
+
+def _keys(section: dict[str, Any]) -> set[str]:
+    below = {f"{k}.{j}" for k, v in section.items() if isinstance(v, dict) for j in v}
+    return set(section) | below
+
+
+def test_what_is_dumped_is_loaded() -> None:
+    """Settings survive JSON, so that `config show` prints a config."""
+    settings = parse_settings(yaml.safe_load(example()), {})
+    assert parse_settings(json.loads(settings.model_dump_json()), {}) == settings
+
+
+@pytest.mark.parametrize("variable", sorted(environment_variables()))
+def test_every_variable_sets_its_key(variable: str) -> None:
+    """Each documented variable overrides its key, also where the file has another value."""
+    defaults = parse_settings(MINIMAL, {}).model_dump(mode="json")
+    path = variable.removeprefix("OFFBEAT_").lower().split("__")
+    samples = {
+        "http.port": "1", "state.hot_sessions": "777", "topics.create": "false", "topics.replication": "3",
+        "topics.partitions": "9", "topics.retention": "1h", "decisions.sample": "0.5", "checkpoint_interval": "1s",
+        "delivery": "at_least_once", "broker": "b:1",
+    }  # fmt: skip
+    text = samples.get(".".join(path), "x")
+    value: Any = parse_settings(MINIMAL, {variable: text}).model_dump(mode="json")
+    for part in path:
+        value, defaults = value[part], defaults[part]
+    assert str(value).lower() == text
+    assert value != defaults or variable == "OFFBEAT_DELIVERY"
+
+
+def test_other_variables_are_nobodys_business() -> None:
+    """Only names that begin with OFFBEAT_ are looked at."""
+    assert parse_settings(MINIMAL, {"PATH": "[", "XOFFBEAT_BROKER": "y"}) == parse_settings(MINIMAL, {})
+
+
+def test_an_unknown_stream_is_told_the_known_ones() -> None:
+    """Asking for a stream that is not there lists those that are."""
+    with pytest.raises(ConfigError, match="no stream 'x'; it has: orders"):
+        parse_settings(MINIMAL, {}).stream("x")
+
+
+json_values = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=4),
+    lambda inner: (
+        st.lists(inner, max_size=3)
+        | st.dictionaries(st.sampled_from([*Settings.model_fields, *StreamSettings.model_fields, "by", "x"]), inner)
+    ),
+    max_leaves=10,
+)
+
+
+@given(st.dictionaries(st.sampled_from([*Settings.model_fields, "alerts", "x"]), json_values), json_values)
+def test_any_config_is_settings_or_one_sentence(raw: dict[str, Any], stream: Any) -> None:
+    """Whatever a file holds, reading it gives settings or a ConfigError with one line, never another error."""
+    for config in (raw, raw | {"streams": {"orders": stream}}):
+        try:
+            assert isinstance(parse_settings(config, {}), Settings)
+        except ConfigError as error:
+            sentence = str(error)
+        else:
+            continue
+        assert "\n" not in sentence or "\\n" in repr(config)
+        assert len(sentence) > 20
