@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import tempfile
 from dataclasses import dataclass
@@ -97,11 +98,24 @@ def read_bundle(path: Path) -> Bundle:
 
 
 def serving_digest(stream_dir: Path) -> str | None:
-    """The digest that serves a stream, or None while none does."""
+    """The digest that serves a stream, or None while none does.
+
+    Raises
+    ------
+    BundleError
+        The file is there but cannot be read, or holds no digest.
+    """
     try:
-        return (stream_dir / "serving").read_text("ascii").strip()
+        text = (stream_dir / "serving").read_bytes().strip()
     except FileNotFoundError:
         return None
+    except OSError as error:
+        message = f"{stream_dir / 'serving'} cannot be read ({error.strerror}); correct models_dir"
+        raise BundleError(message) from None
+    if not re.fullmatch(rb"[0-9a-f]{64}", text):
+        message = f"{stream_dir / 'serving'} holds no digest; run `offbeat train --promote`"
+        raise BundleError(message)
+    return text.decode("ascii")
 
 
 def promote(stream_dir: Path, digest: str) -> None:

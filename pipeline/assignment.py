@@ -170,6 +170,6 @@ class Assignment:
 def _duel(partition: Partition) -> StateError:
     message = (
         f"another worker keeps taking partition {partition.place.partition} of {partition.place.topic}: two workers of "
-        f"app {partition.context.group} have the same instance name; set `instance` (or OFFBEAT_INSTANCE) in one of them"
+        f"app {partition.context.group} have the same instance name; set `instance` in one of them"
     )
     return StateError(message)

@@ -142,6 +142,11 @@ def score_stream(
     if target.exists() and target.samefile(source):
         message = f"--input and --output are the same file, {target}; give the verdicts another"
         raise UsageError(message)
+    if stream.time is None:
+        _screen.print(
+            "note: the stream has no `time` field, so lines without _timestamp_ms count as 1970 and no gap ends a session",
+            style="yellow",
+        )
     with _reading(source, f"scoring {source.name}") as count:
         counts = score_file(name, stream, learned, source, target, count)
     if as_json:

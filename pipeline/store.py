@@ -17,6 +17,7 @@ from pipeline.cold_rows import ColdRows, session_key
 from pipeline.row_format import RowFormat
 
 _GROWTH = 1_024
+_NEVER = 1 << 62
 
 
 class RowStore:
@@ -98,7 +99,8 @@ class RowStore:
                 self._end(name)
                 continue
             slots[i] = self._slot(name)
-            if name not in self._armed:
+            # Later events need no later timer; only a session that ended and began anew can be due sooner than before.
+            if self._armed.get(name, _NEVER) > due[i]:
                 self._arm(name, int(due[i]))
         kept = slots[is_open]
         self._rows.put(kept, rows.take(np.flatnonzero(is_open)))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from confluent_kafka import KafkaError, KafkaException
@@ -11,6 +13,7 @@ from pipeline.errors import TopicError
 from pipeline.settings import Settings
 
 DELETE_RETENTION_MS = 86_400_000  # for how long a changelog keeps tombstones after compaction: Kafka's default
+_METADATA_TIMEOUT_S = 20.0
 OUTPUTS = ("anomalies", "decisions", "dead-letters")
 
 
@@ -74,6 +77,7 @@ def create_topics(admin: AdminClient, settings: Settings, topics: list[Topic]) -
             if error.args[0].code() != KafkaError.TOPIC_ALREADY_EXISTS:  # another worker was quicker
                 message = f"topic {name} cannot be created: {error.args[0].str()}"
                 raise TopicError(message) from None
+    _wait_for(admin, lambda existing: all(t.name in existing for t in missing))
     return [t.name for t in missing]
 
 
@@ -87,7 +91,18 @@ def delete_topics(admin: AdminClient, topics: list[Topic]) -> list[str]:
         except KafkaException as error:
             message = f"topic {name} cannot be deleted: {error.args[0].str()}"
             raise TopicError(message) from None
+    _wait_for(admin, lambda existing: not any(name in existing for name in doomed))
     return doomed
+
+
+def _wait_for(admin: AdminClient, seen: Callable[[dict[str, int]], bool]) -> None:
+    """Wait until the brokers' metadata shows a change they have acknowledged; it follows a little later."""
+    end = time.monotonic() + _METADATA_TIMEOUT_S
+    while not seen(partition_counts(admin)):
+        if time.monotonic() > end:
+            message = f"the brokers do not show the change of topics after {_METADATA_TIMEOUT_S:.0f} s; try again"
+            raise TopicError(message)
+        time.sleep(0.05)
 
 
 def check_topics(admin: AdminClient, settings: Settings) -> dict[str, int]:
@@ -113,7 +128,7 @@ def check_topics(admin: AdminClient, settings: Settings) -> dict[str, int]:
     for topic in wanted:
         found = existing.get(topic.name)
         if found is None:
-            message = f"topic {topic.name} does not exist and topics.create is off; run `offbeat topics --create`"
+            message = f"topic {topic.name} does not exist and topics.create is off: run `offbeat topics --create`"
             raise TopicError(message)
         if topic.role == "changelog" and found != topic.partitions:
             message = (

@@ -1,6 +1,7 @@
 """The messages we write, as pydantic models. `docs/schemas/` holds their JSON Schema, and contract tests hold both.
 
 The worker builds these as plain dictionaries, for speed; a test validates what comes out of it against the models.
+Messages may gain keys in later versions, so the schemas allow more than they name: readers must too.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ Ended = Literal["event", "gap", "limit", "input"]
 
 
 class _Message(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="ignore", frozen=True)
 
 
 class Source(_Message):

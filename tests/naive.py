@@ -88,6 +88,8 @@ def process_one(event: Event, partition: Partition, parts: Parts) -> list[Verdic
         verdicts.append(end_session(event.session, "event", partition, parts))
     elif row.events >= parts.rules.max_events:
         verdicts.append(end_session(event.session, "limit", partition, parts))
+    elif row.last_ms + parts.rules.gap_ms < partition.watermark_ms:  # so late that it is over as soon as it began
+        verdicts.append(end_session(event.session, "gap", partition, parts))
     return verdicts
 
 

@@ -54,7 +54,16 @@ def test_missing_parts_are_named(tmp_path: Path) -> None:
 def test_promotion(tmp_path: Path) -> None:
     """None serves at first; then the promoted one does, and no scratch file stays."""
     assert serving_digest(tmp_path) is None
-    promote(tmp_path, "abc")
-    promote(tmp_path, "def")
-    assert serving_digest(tmp_path) == "def"
+    promote(tmp_path, "a" * 64)
+    promote(tmp_path, "d" * 64)
+    assert serving_digest(tmp_path) == "d" * 64
     assert [p.name for p in tmp_path.iterdir()] == ["serving"]
+
+
+def test_a_pointer_that_is_none_is_refused(tmp_path: Path) -> None:
+    """A `serving` file without a digest, and a models_dir that is a file, each have their sentence."""
+    (tmp_path / "serving").write_bytes(b"\xff\n")
+    with pytest.raises(BundleError, match="holds no digest"):
+        serving_digest(tmp_path)
+    with pytest.raises(BundleError, match="correct models_dir"):
+        serving_digest(tmp_path / "serving")

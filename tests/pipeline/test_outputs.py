@@ -44,7 +44,9 @@ def validate(output: Output) -> Any:
     one_of: Any = kinds[0]
     for kind in kinds[1:]:
         one_of = one_of | kind
-    return TypeAdapter(one_of).validate_json(output.value, strict=True)
+    message = TypeAdapter(one_of).validate_json(output.value, strict=True)
+    assert set(json.loads(output.value)) == set(type(message).model_fields), "the schemas name every key we write"
+    return message
 
 
 def outputs_of(parts: Parts, sessions: int = 200, sample: float = 1.0, slice_size: int = 500) -> list[Output]:

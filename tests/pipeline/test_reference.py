@@ -72,12 +72,12 @@ def test_every_metric_is_documented() -> None:
 
 @pytest.mark.parametrize("name", sorted(MESSAGES))
 def test_each_output_topic_has_a_schema(name: str) -> None:
-    """The JSON Schema of each topic lies under docs/schemas and forbids fields nobody announced."""
+    """The JSON Schema of each topic lies under docs/schemas, names every key, and allows keys of later versions."""
     schema = json.loads((ROOT / "docs" / "schemas" / f"{name}.json").read_text())
     assert schema == schema_of(name)
     kinds = [schema["$defs"][kind.__name__] for kind in MESSAGES[name]] if len(MESSAGES[name]) > 1 else [schema]
     for kind, model in zip(kinds, MESSAGES[name], strict=True):
-        assert kind["additionalProperties"] is False
+        assert kind.get("additionalProperties", True) is True
         assert set(kind["required"]) == set(model.model_fields)
 
 
