@@ -144,7 +144,7 @@ def score_stream(
         raise UsageError(message)
     if stream.time is None:
         _screen.print(
-            "note: the stream has no `time` field, so lines without _timestamp_ms count as 1970 and no gap ends a session",
+            "note: the stream has no `time` field; lines without _timestamp_ms are of 1970, so no gap ends a session",
             style="yellow",
         )
     with _reading(source, f"scoring {source.name}") as count:
