@@ -14,6 +14,7 @@ from torch import Tensor
 from models.errors import UnsuitableDataError
 from models.gru import GruModel
 
+LEAST_GAIN = 1e-3  # share of the validation loss an epoch must win to count as progress
 IGNORED = -100  # torch's mark for a target that counts nothing
 
 
@@ -91,7 +92,7 @@ def train(
             message = "the loss is not finite; the data holds sessions this model cannot learn"
             raise UnsuitableDataError(message)
         schedule.step(validation_loss)
-        improved = validation_loss < best_loss - 1e-4
+        improved = validation_loss < best_loss * (1 - LEAST_GAIN)
         if improved:
             best, best_loss, stale = {k: v.copy() for k, v in model.weights().items()}, validation_loss, 0
         else:

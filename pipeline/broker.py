@@ -38,7 +38,13 @@ _PORT_ATTEMPTS = 3  # a port found free can be gone when the JVM binds it
 _LAST_LINES = 12
 
 # The options of the JVM. UsePerfData would write to /tmp/hsperfdata_USER all the time.
-_JAVA_OPTIONS = ("-Xmx512m", "-XX:-UsePerfData", "-XX:+ExitOnOutOfMemoryError", "-Djava.awt.headless=true")
+_JAVA_OPTIONS = (
+    "-Xmx512m",
+    "-XX:-UsePerfData",
+    "-XX:+ExitOnOutOfMemoryError",
+    "-Djava.awt.headless=true",
+    "-Djava.io.tmpdir=tmp",
+)
 _LOG4J = "-Dlog4j2.configurationFile=log4j2.properties"
 
 # librdkafka logs to standard error unless told where to.
@@ -302,7 +308,7 @@ class LocalBroker:
         if not (self.data_dir / "ephemeral").exists():
             return
         # By name, not the whole folder: the user may have pointed us at one with other things in it.
-        for name in ("kafka", "kafka.part"):
+        for name in ("kafka", "kafka.part", "tmp"):
             shutil.rmtree(self.data_dir / name, ignore_errors=True)
         for pattern in ("kafka.log*", "jvm.out", "server.properties", "log4j2.properties", "ephemeral", "lock"):
             for path in self.data_dir.glob(pattern):
@@ -387,6 +393,7 @@ class LocalBroker:
             "controller.quorum.voters": f"1@{HOST}:{controller_port}",
         }
         lines = [f"{key}={_escape(value)}\n" for key, value in {**ours, **self._settings}.items()]
+        (self.data_dir / "tmp").mkdir(exist_ok=True)  # the codecs' native libraries are unpacked there
         (self.data_dir / "server.properties").write_text("".join(lines), encoding="ascii")
         (self.data_dir / "log4j2.properties").write_text(_LOGGING, encoding="ascii")
 

@@ -6,7 +6,7 @@ import time
 from collections import deque
 from collections.abc import Sequence
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Self
+from typing import Any, Self
 
 from rich.console import Console
 from rich.live import Live
@@ -14,10 +14,8 @@ from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
+from pipeline.demo_truth import FalseAlarms, Report
 from pipeline.sentences import why_of
-
-if TYPE_CHECKING:
-    from pipeline.demo import FalseAlarms, Report
 
 _STATUS_S = 5.0  # between two status lines where nothing can renew itself
 _SPEED_S = 3.0  # the speed shown is that of so long

@@ -156,7 +156,11 @@ class StreamSettings(_Section):
         description="Field with the event's time: ISO 8601, or epoch s, ms, us or ns, told apart by size. "
         "Absent: Kafka's timestamp.",
     )
-    tokens: list[str] = Field(min_length=1, max_length=8, description="Categorical fields (strings) the model learns.")
+    tokens: list[str] = Field(
+        min_length=1, max_length=8,
+        description="Categorical fields (strings) the model learns. Leave out fields that follow from another: a "
+        "record's score sums its fields, so what they share would count twice.",
+    )  # fmt: skip
     model: ModelSettings = ModelSettings()
     promise: PromiseSettings = PromiseSettings()
 

@@ -23,17 +23,12 @@ from pipeline.demo import (
     CONFIG,
     FAULT_SESSIONS,
     STREAM,
-    Alarm,
     Child,
-    FalseAlarms,
-    Found,
-    Report,
-    Tally,
-    chance_limit,
     live_events,
     scored_records,
 )
 from pipeline.demo_screen import Screen, why_here
+from pipeline.demo_truth import Alarm, FalseAlarms, Found, Report, Tally, chance_limit
 from pipeline.errors import LocalBrokerError, OffbeatError
 from pipeline.jvm import find_java
 from pipeline.kafka_jars import fetch_jars
