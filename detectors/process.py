@@ -179,7 +179,8 @@ def rebuild_stale(rows: SessionRows, parts: Parts) -> SessionRows:
     starts = np.cumsum([0, *lengths[:-1]])
     first = np.zeros(len(times), np.bool_)
     first[starts] = True
-    gaps = np.maximum(np.diff(times, prepend=times[:1]), 0)
+    latest = np.concatenate([np.maximum.accumulate(t) for t, _ in recent])  # as live: since the latest event so far
+    gaps = np.maximum(times - np.concatenate([times[:1], latest[:-1]]), 0)
     gaps[first] = 0
     which = np.repeat(np.arange(len(stale), dtype=np.int32), lengths)
     n = len(times)

@@ -22,7 +22,7 @@ class SessionRows:
     Attributes
     ----------
     events, first_ms, last_ms
-        (S,) int64: events so far (0: the session is not open), smallest start and largest event time.
+        (S,) int64: events so far (0: the session is not open), time of the first event, largest event time.
     applied
         (S,) int64: offset of the last event taken in.
     worst, worst_offset

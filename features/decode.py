@@ -22,6 +22,7 @@ from features.errors import (
 from features.event_time import MAX_TIME_MS, parse_time_ms
 
 MAX_SESSION_CHARACTERS = 1_024
+MAX_TOKEN_CHARACTERS = 1_024  # a longer text is no category, and would not fit into a message about it
 
 
 class Record(Protocol):
@@ -183,6 +184,7 @@ class Decoder:
             try:
                 event = self._parse(record.value)
                 name = self._name(record, event, check_key=check_key)
+                row = self._row(event)
                 moment = None if self._time is None else self._time(event)
                 times.append(_kafka_time(record.timestamp) if moment is None else parse_time_ms(moment))
             except RecordError as error:
@@ -191,7 +193,7 @@ class Decoder:
             kept.append(index)
             offsets.append(record.offset)
             session.append(numbers.setdefault(name, len(numbers)))
-            rows.append(tuple([get(event) for get in self._tokens]))
+            rows.append(row)
             ends.append(bool(self._ends) and all(_same(get(event), value) for get, value in self._ends))
         columns = [list(column) for column in zip(*rows, strict=True)] or [[] for _ in self._tokens]
         return Events(
@@ -207,6 +209,14 @@ class Decoder:
             raise WrongTypeError(_plain(error)) from None
         except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
             raise NotJsonError(_plain(error)) from None
+
+    def _row(self, event: Any) -> tuple[str | None, ...]:
+        row = tuple([get(event) for get in self._tokens])
+        for field, text in zip(self.token_fields, row, strict=True):
+            if text is not None and len(text) > MAX_TOKEN_CHARACTERS:
+                message = f"the token field {field} has {len(text)} characters; {MAX_TOKEN_CHARACTERS} are allowed"
+                raise WrongTypeError(message)
+        return row
 
     def _name(self, record: Record, event: Any, *, check_key: bool) -> str:
         if self._session is None:

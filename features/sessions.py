@@ -37,7 +37,7 @@ class SessionClocks:
     events
         (S,) int64: events so far; 0 where no session is open.
     first_ms, last_ms
-        (S,) int64: smallest start and largest event time.
+        (S,) int64: time of the first event, and largest event time.
     """
 
     events: NDArray[np.int64]
@@ -57,8 +57,6 @@ class Walk:
         (m,) int32: the session row.
     record
         (m,) int32: for a step the event; for an end the event at which it is seen (-1: before the first).
-    last_record
-        (m,) int32: for an end, the session's last event if it lies in this slice, else -1.
     first
         (n,) bool: the event opens a session.
     gap_ms
@@ -74,7 +72,6 @@ class Walk:
     kind: NDArray[np.int8]
     row: NDArray[np.int32]
     record: NDArray[np.int32]
-    last_record: NDArray[np.int32]
     first: NDArray[np.bool_]
     gap_ms: NDArray[np.int64]
     ended_events: NDArray[np.int64]
@@ -102,32 +99,31 @@ def walk_sessions(
         End what is still open (as `input`): a file is over, which Kafka never is.
     """
     n, rows = len(session), len(clocks.events)
-    out = np.empty((2 * n + rows, 7), np.int64)
+    out = np.empty((2 * n + rows, 6), np.int64)
     first, gap_ms = np.zeros(n, np.bool_), np.zeros(n, np.int64)
     after = SessionClocks(clocks.events.copy(), clocks.first_ms.copy(), clocks.last_ms.copy())
     m, watermark = _walk(
         session, time_ms, ends, after.events, after.first_ms, after.last_ms,
         watermark_ms, rules.gap_ms, rules.max_events, close_all, first, gap_ms, out,
     )  # fmt: skip
-    kind, row, record, last_record, events, first_ms, last_ms = out[:m].T
+    kind, row, record, events, first_ms, last_ms = out[:m].T
     return Walk(
-        kind.astype(np.int8), row.astype(np.int32), record.astype(np.int32), last_record.astype(np.int32),
+        kind.astype(np.int8), row.astype(np.int32), record.astype(np.int32),
         first, gap_ms, events, first_ms, last_ms, after, int(watermark),
     )  # fmt: skip
 
 
 @njit(cache=True)
 def _walk(session, time_ms, ends, events, first_ms, last_ms, watermark, gap, max_events, close_all, first, gap_ms, out):
-    """Write operations to `out` as rows of (kind, row, record, last record, events, first_ms, last_ms)."""
+    """Write operations to `out` as rows of (kind, row, record, events, first_ms, last_ms)."""
     n, m = len(session), 0
-    latest = np.full(len(events), -1, np.int64)  # last event of each row's session within this slice
     watermarks = np.empty(n, np.int64)
     for i in range(n):
         s, t = session[i], time_ms[i]
         watermark = max(watermark, t)
         watermarks[i] = watermark
         if events[s] > 0 and last_ms[s] + gap < watermark:
-            m = _end(END_GAP, s, i, latest, events, first_ms, last_ms, out, m)
+            m = _end(END_GAP, s, i, events, first_ms, last_ms, out, m)
         if events[s] == 0:
             first[i] = True
             first_ms[s] = t
@@ -136,27 +132,26 @@ def _walk(session, time_ms, ends, events, first_ms, last_ms, watermark, gap, max
             gap_ms[i] = max(0, t - last_ms[s])
             last_ms[s] = max(last_ms[s], t)
         events[s] += 1
-        latest[s] = i
-        out[m, 0], out[m, 1], out[m, 2], out[m, 3], out[m, 4], out[m, 5], out[m, 6] = STEP, s, i, i, 0, 0, 0
+        out[m, 0], out[m, 1], out[m, 2], out[m, 3], out[m, 4], out[m, 5] = STEP, s, i, 0, 0, 0
         m += 1
         if ends[i]:
-            m = _end(END_EVENT, s, i, latest, events, first_ms, last_ms, out, m)
+            m = _end(END_EVENT, s, i, events, first_ms, last_ms, out, m)
         elif events[s] >= max_events:
-            m = _end(END_LIMIT, s, i, latest, events, first_ms, last_ms, out, m)
+            m = _end(END_LIMIT, s, i, events, first_ms, last_ms, out, m)
     for s in range(len(events)):
         if events[s] > 0 and last_ms[s] + gap < watermark:
             seen = np.searchsorted(watermarks, last_ms[s] + gap, side="right") if n else -1
-            m = _end(END_GAP, s, seen, latest, events, first_ms, last_ms, out, m)
+            m = _end(END_GAP, s, seen, events, first_ms, last_ms, out, m)
         elif events[s] > 0 and close_all:
-            m = _end(END_INPUT, s, n - 1, latest, events, first_ms, last_ms, out, m)
+            m = _end(END_INPUT, s, n - 1, events, first_ms, last_ms, out, m)
     return m, watermark
 
 
 @njit(cache=True)
-def _end(how, s, seen, latest, events, first_ms, last_ms, out, m):
-    out[m, 0], out[m, 1], out[m, 2], out[m, 3] = how, s, seen, latest[s]
-    out[m, 4], out[m, 5], out[m, 6] = events[s], first_ms[s], last_ms[s]
-    events[s], first_ms[s], last_ms[s], latest[s] = 0, 0, 0, -1
+def _end(how, s, seen, events, first_ms, last_ms, out, m):
+    out[m, 0], out[m, 1], out[m, 2] = how, s, seen
+    out[m, 3], out[m, 4], out[m, 5] = events[s], first_ms[s], last_ms[s]
+    events[s], first_ms[s], last_ms[s] = 0, 0, 0
     return m + 1
 
 

@@ -15,7 +15,8 @@ LOG2E = f4(1.4426950408889634)
 LN2_HIGH, LN2_LOW = f4(0.693359375), f4(-2.12194440e-4)  # ln 2 in two parts, so that x - n ln 2 keeps its bits
 STEP = 0  # the operation that advances a row; all others are ends of a session
 
-# Contraction and reassociation let LLVM vectorise; NaN and infinity keep their meaning.
+# LLVM may contract, reassociate and so vectorise. It may also take all numbers for finite, which weights are checked
+# to be and inputs are by construction.
 _FAST = True
 
 

@@ -50,10 +50,16 @@ class Outbox:
         """Hand a message over; waits while the producer's buffer is full. The future is done when the broker has it."""
         assert self._producer is not None, "start comes first"
         topic = self._topics[output.topic]
+        acknowledged = self._metrics.outputs.labels(topic)
         future: asyncio.Future[Any] = await self._producer.send(
             topic, output.value, key=output.key, headers=output.headers
         )
-        self._metrics.outputs.labels(topic).inc()
+
+        def count(done: asyncio.Future[Any]) -> None:
+            if not done.cancelled() and done.exception() is None:
+                acknowledged.inc()
+
+        future.add_done_callback(count)
         return future
 
 

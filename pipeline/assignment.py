@@ -19,7 +19,7 @@ from pipeline.logs import get_logger
 from pipeline.outputs import Place
 from pipeline.partition import OPEN_TIMEOUT_S, Partition, StreamContext
 
-_RETRIES = 5
+_TRIES = 6  # of opening a partition, or of getting past one offset, before the worker ends with a sentence
 _CANCEL_TIMEOUT_S = 3.0
 _STOPPING_S = 60.0
 # A successor fences a partition once. Fenced that often in that time, two workers take it from each other in turn.
@@ -56,9 +56,10 @@ class Assignment:
         self._openers: set[asyncio.Task[None]] = set()
         self._closing: dict[TP, asyncio.Task[None]] = {}
         self._fenced: dict[TP, deque[float]] = {}
+        self._stuck: dict[TP, tuple[int, int]] = {}  # offset at which openings failed, and how often in a row
 
     async def open_all(self, tps: Iterable[TP], generation: int) -> None:
-        """Open what was assigned; returns when all of it is open.
+        """Open what was assigned; returns when all of it is open, or given up.
 
         Raises
         ------
@@ -66,14 +67,13 @@ class Assignment:
             The group has moved on meanwhile; Faust calls again.
         """
         await self._start()
-        openers = [self._spawn(self._open(tp, generation)) for tp in tps if tp not in self.partitions]
-        for result in await asyncio.gather(*openers, return_exceptions=True):
-            if isinstance(result, OffbeatError) and not result.retriable:
-                self._end_worker(result)
-                await asyncio.sleep(_STOPPING_S)  # until Faust, which is being stopped, cancels this
-            if isinstance(result, BaseException):
-                moved_on = self._current_generation() != generation or isinstance(result, asyncio.CancelledError)
-                raise RebalanceAgain if moved_on else result
+        openers = [self._spawn(self._keep_opening(tp, generation)) for tp in tps if tp not in self.partitions]
+        if openers:
+            await asyncio.wait(openers)  # Faust waits 90 s and cancels this, which must not cancel the openers
+        if self.fatal is not None:
+            await asyncio.sleep(_STOPPING_S)  # until Faust, which is being stopped, cancels this
+        if self._current_generation() != generation:
+            raise RebalanceAgain
 
     async def close_all(self, *, save: bool = True) -> None:
         """Checkpoint and close every partition; bounded in time."""
@@ -112,13 +112,41 @@ class Assignment:
             raise
         partition.start()
 
+    async def _keep_opening(self, tp: TP, generation: int, since: float | None = None) -> None:
+        """Open, again after failures, while the group says the partition is ours; `since`: when it failed before."""
+        last: Exception | None = None
+        for _ in range(_TRIES):
+            # Opening fences. Only a heartbeat that left after the failure shows that the group still counts on us.
+            while since is not None and self.heartbeat_at <= since:
+                await asyncio.sleep(0.1)
+            if self._current_generation() != generation:
+                return
+            try:
+                return await self._open(tp, generation)
+            except RebalanceAgain:
+                return
+            except Exception as error:
+                if isinstance(error, OffbeatError) and not error.retriable:
+                    return self._end_worker(error)
+                since, last = time.monotonic(), error
+                log.warning("partition cannot be opened", topic=tp.topic, partition=tp.partition, why=repr(error)[:300])
+        message = f"partition {tp.partition} of {tp.topic} cannot be opened ({last!r}); is the broker well?"
+        self._end_worker(OffbeatError(message))
+
     async def _close(self, tp: TP, partition: Partition, *, save: bool) -> None:
         """Close in a task of its own, which the next opening awaits: half a close would keep RocksDB's lock."""
-        task = self._closing[tp] = asyncio.create_task(partition.close(save=save))
+        before = self._closing.get(tp)
+
+        async def close() -> None:
+            if before is not None:
+                await asyncio.wait([before])
+            await partition.close(save=save)
+
+        task = self._closing[tp] = asyncio.create_task(close())
         await asyncio.shield(task)
 
     def _failed(self, partition: Partition, error: BaseException) -> None:
-        """Throw a partition out of memory; open it again only if the group still says it is ours."""
+        """Throw a partition out of memory; open it again unless that cannot help."""
         tp = TP(partition.place.topic, partition.place.partition)
         if self.partitions.get(tp) is not partition:
             return
@@ -126,39 +154,37 @@ class Assignment:
         name = partition.context.name
         partition.context.metrics.failures.labels(name).inc()
         log.warning("partition failed", stream=name, partition=tp.partition, why=repr(error)[:300])
-        duel = isinstance(error, ProducerFenced) and self._is_duel(tp)
-        self._spawn(self._give_up(tp, partition) if duel else self._reopen(tp, partition))
+        self._spawn(self._recover(tp, partition, self._reason_to_end(tp, partition, error)))
+
+    async def _recover(self, tp: TP, partition: Partition, reason: OffbeatError | None) -> None:
+        since = time.monotonic()
+        await self._close(tp, partition, save=False)
+        if reason is not None:
+            self._end_worker(reason)
+        else:
+            await self._keep_opening(tp, partition.generation, since)
+
+    def _reason_to_end(self, tp: TP, partition: Partition, error: BaseException) -> OffbeatError | None:
+        """What opening again cannot help: saved state that does not fit, a duel, or no progress time after time."""
+        if isinstance(error, OffbeatError) and not error.retriable:
+            return error
+        if isinstance(error, ProducerFenced):
+            return _duel(partition) if self._is_duel(tp) else None
+        at, times = self._stuck.get(tp, (-1, 0))
+        times = times + 1 if at == partition.opened_at else 1
+        self._stuck[tp] = (partition.opened_at, times)
+        if times < _TRIES:
+            return None
+        message = (
+            f"partition {tp.partition} of {tp.topic} failed {times} times without getting past offset "
+            f"{partition.opened_at} ({error!r}); the log tells more"
+        )
+        return OffbeatError(message)
 
     def _is_duel(self, tp: TP) -> bool:
         times = self._fenced.setdefault(tp, deque(maxlen=_FENCED))
         times.append(time.monotonic())
         return len(times) == _FENCED and times[-1] - times[0] < _FENCED_WITHIN_S
-
-    async def _give_up(self, tp: TP, partition: Partition) -> None:
-        await self._close(tp, partition, save=False)
-        self._end_worker(_duel(partition))
-
-    async def _reopen(self, tp: TP, partition: Partition) -> None:
-        since = time.monotonic()
-        await self._close(tp, partition, save=False)
-        for _ in range(_RETRIES):
-            # Opening fences. Only a heartbeat that left after the failure shows that the group still counts on us.
-            while self.heartbeat_at <= since:
-                await asyncio.sleep(0.1)
-            if self._current_generation() != partition.generation:
-                return
-            try:
-                return await self._open(tp, partition.generation)
-            except (RebalanceAgain, asyncio.CancelledError):
-                return
-            except Exception as error:
-                since = time.monotonic()
-                last: BaseException = error
-                log.warning("partition cannot be opened", topic=tp.topic, partition=tp.partition, why=repr(error)[:300])
-        message = (
-            f"partition {tp.partition} of {tp.topic} failed and cannot be opened again ({last}); is the broker well?"
-        )
-        self._end_worker(last if isinstance(last, OffbeatError) else OffbeatError(message))
 
     def _end_worker(self, error: OffbeatError) -> None:
         """End the process in an orderly way; `run_worker` raises the error afterwards."""

@@ -21,6 +21,7 @@ from features.decode import Record, Reject
 from features.sessions import ENDED, STEP
 
 MAX_PAYLOAD = 64_000  # bytes of a dead letter's value we keep
+MAX_KEY = 1_024  # and of its key
 Json = dict[str, Any]
 Headers = list[tuple[str, bytes]]
 
@@ -150,14 +151,15 @@ class Emitter:
             "reason": reject.error.reason,
             "detail": str(reject.error),
             "source": {"topic": self.place.topic, "partition": self.place.partition, "offset": record.offset},
-            "key": None if record.key is None else record.key[:1024].decode("utf-8", "replace"),
+            "key": None if record.key is None else record.key[:MAX_KEY].decode("utf-8", "replace"),
             "payload": text,
             "payload_base64": b64encode(kept).decode() if text is None else None,
             "truncated": len(value) > MAX_PAYLOAD,
             "detected_ms": now_ms,
         }
+        key = None if record.key is None else record.key[:MAX_KEY]
         return Output(
-            "dead-letters", record.key, orjson.dumps(body), self._headers(identity, "io.offbeat.dead-letter", now_ms)
+            "dead-letters", key, orjson.dumps(body), self._headers(identity, "io.offbeat.dead-letter", now_ms)
         )
 
     def _record(self, verdicts: Verdicts, i: int, rows: SessionRows) -> Json:

@@ -39,7 +39,7 @@ from pipeline.recovery import Clock, Recovery
 from pipeline.slices import process_slice
 from pipeline.store import RowStore
 
-OPEN_TIMEOUT_S = 60.0
+OPEN_TIMEOUT_S = 600.0  # replaying a long changelog takes minutes
 CHECKPOINT_TIMEOUT_S = 12.0  # within the transaction timeout of 15 s
 CLOSE_TIMEOUT_S = 5.0  # a revoke waits that long for a last checkpoint
 STOP_TIMEOUT_S = 2.0
@@ -94,11 +94,13 @@ class Partition:
         self.context, self.place, self.generation = context, place, generation
         self.slices: asyncio.Queue[Slice] = asyncio.Queue(maxsize=_QUEUED_SLICES)
         self.closed = False
+        self.opened_at = 0  # next offset when it was opened
         self.fenced = False  # somebody else took the partition over, as closing it has shown
         self.state = PartitionState(0)
         self._on_failure = on_failure
         self._parts = context.make_parts()
         self._emitter = Emitter(self._parts, place, context.sample)
+        self._opening: asyncio.Task[ColdRows] | None = None
         self._cold: ColdRows | None = None
         self._store: RowStore | None = None
         self._producer: AIOKafkaProducer | None = None
@@ -124,17 +126,20 @@ class Partition:
         self._producer = context.make_producer(f"{context.group}/{context.name}/{p}")
         await self._producer.start()
         # (2)
-        self._cold = await asyncio.to_thread(ColdRows, context.folder / f"{context.name}-{p}")
+        self._opening = asyncio.create_task(asyncio.to_thread(ColdRows, context.folder / f"{context.name}-{p}"))
+        self._cold = await asyncio.shield(self._opening)  # a thread cannot be cancelled: `close` waits for it
         restored = await context.recovery.restore(self._cold, TopicPartition(context.changelog, p), context.now_ms)
         self._store = RowStore(self._parts.shape, self._parts.rules.gap_ms, context.capacity, self._cold)
         sessions = self._store.arm_saved()
         source = TopicPartition(topic, p)
         saved = self._cold.get(PARTITION)
         if saved is None:
+            self._refuse_lost_state(await read_committed())
             self.state = PartitionState(await context.recovery.start_of(source, latest=context.starts_latest))
             await self._transact(self._copies({}), [], self.state.next_offset)  # so that "latest" is decided once
         else:
             self.state = await self._resume(saved, source, await read_committed())  # (3)
+        self.opened_at = self.state.next_offset
         self._due = context.monotonic() + context.checkpoint_interval_s
         context.metrics.restored.labels(context.name).inc(restored)
         log.info(
@@ -142,9 +147,23 @@ class Partition:
             open_sessions=sessions, changelog_rows=restored, seconds=round(context.monotonic() - began, 3),
         )  # fmt: skip
 
+    def _refuse_lost_state(self, committed: int | None) -> None:
+        """Row and offset are written in one transaction, so an offset without a row means that rows were lost."""
+        if committed is not None:
+            message = (
+                f"the group's offset of {self.place.topic}/{self.place.partition} is {committed}, but its saved "
+                f"sessions are gone (was {self.context.changelog} deleted?); begin anew with another `app`"
+            )
+            raise StateError(message)
+
     async def _resume(self, saved: bytes, source: TopicPartition, committed: int | None) -> PartitionState:
         """The partition row as state, checked against config, group and source."""
         row = orjson.loads(saved)
+        if row["format"] != _ROW_FORMAT:
+            message = (
+                f"a saved partition row has format {row['format']}, this version reads {_ROW_FORMAT}: upgrade offbeat"
+            )
+            raise StateError(message)
         where = f"{self.place.topic}/{self.place.partition}"
         if row["fingerprint"] != self.context.fingerprint:
             message = (
@@ -217,7 +236,7 @@ class Partition:
         assert events.next_offset is not None, "a slice has records"
         if records[0].offset < self.state.next_offset:
             message = f"slice at {records[0].offset} lies before {self.state.next_offset}"
-            raise StateError(message)
+            raise RuntimeError(message)
         for reject in events.rejects:
             await self._send(self._emitter.dead_letter(reject, records[reject.index], context.now_ms()))
             context.metrics.dead_letters.labels(context.name, reject.error.reason).inc()
@@ -350,13 +369,23 @@ class Partition:
             stopping = asyncio.create_task(self._producer.stop())  # it flushes, and may wait for ever
             await asyncio.wait([stopping], timeout=STOP_TIMEOUT_S)
             await _end(stopping)
-        if self._cold is not None:
-            self._cold.close()
+        await self._close_rows()
         self.context.metrics.forget(self.context.name, self.place.partition)
         log.info(
             "partition closed", stream=self.context.name, partition=self.place.partition, saved=saved,
             next_offset=self.state.next_offset,
         )  # fmt: skip
+
+    async def _close_rows(self) -> None:
+        if self._cold is None and self._opening is not None:
+            await asyncio.wait([self._opening])
+            self._cold = None if self._opening.exception() is not None else self._opening.result()
+        try:
+            if self._cold is not None:
+                self._cold.close()
+        except Exception as error:  # what RocksDB could not flush (a full disk) is in the changelog
+            name, p = self.context.name, self.place.partition
+            log.warning("rows could not be closed", stream=name, partition=p, why=repr(error))
 
     def _opened_store(self) -> RowStore:
         assert self._store is not None, "open comes first"

@@ -114,18 +114,22 @@ class RowStore:
 
         A timer is set once and not moved by later events, so a session may turn out not to be due: `rearm` those.
         """
-        found: list[str] = []
+        # A name can stand in the heap twice: when a new session is due just when the one before it was.
+        found: dict[str, None] = {}
         while self._timers and self._timers[0][0] < watermark_ms and (limit is None or len(found) < limit):
             due_ms, name = heapq.heappop(self._timers)
             if self._armed.get(name) == due_ms:
-                found.append(name)
-        return found
+                found[name] = None
+        return list(found)
 
     def rearm(self, names: Iterable[str], last_ms: Iterable[int]) -> None:
         """Set anew the timers that `due` took, given each session's last event time; ended sessions need none."""
         for name, last in zip(names, last_ms, strict=True):
             if name in self._armed:
                 self._arm(name, last + self._gap_ms)
+        if len(self._timers) > 2 * len(self._armed) + _GROWTH:  # mostly timers of sessions that ended otherwise
+            self._timers = [(due_ms, name) for name, due_ms in self._armed.items()]
+            heapq.heapify(self._timers)
 
     def postpone(self, names: Iterable[str]) -> None:
         """Put back timers that `due` took but nobody could look at."""

@@ -71,20 +71,28 @@ def unlearned_parts(parts: Parts) -> Parts:
 
 
 @pytest.fixture(scope="session")
-def kafka_address(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """Address of the run's own Kafka broker; tests keep apart by topics of their own."""
-    from pipeline.broker import LocalBroker
+def kafka() -> None:
+    """Java and Kafka's jars are here, or can be fetched; else tests that need them skip, or fail if they may not."""
     from pipeline.errors import LocalBrokerError
+    from pipeline.jvm import find_java
+    from pipeline.kafka_jars import fetch_jars
 
-    broker = LocalBroker(tmp_path_factory.mktemp("kafka"), ephemeral=True)
     try:
-        broker.start()
+        find_java()
+        fetch_jars()
     except LocalBrokerError as error:
         if os.environ.get("REQUIRE_KAFKA") == "1":
             raise
         pytest.skip(f"no local Kafka: {error}")
-    yield broker.address
-    broker.stop()
+
+
+@pytest.fixture(scope="session")
+def kafka_address(kafka: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """Address of the run's own Kafka broker; tests keep apart by topics of their own."""
+    from pipeline.broker import LocalBroker
+
+    with LocalBroker(tmp_path_factory.mktemp("kafka"), ephemeral=True) as broker:
+        yield broker.address
 
 
 @pytest.fixture

@@ -20,8 +20,10 @@ from typing import Any
 from uuid import uuid4
 
 import yaml
-from confluent_kafka import Consumer, KafkaException, Message, Producer, TopicPartition
+from confluent_kafka import Consumer, Message, Producer, TopicPartition
 from confluent_kafka.admin import AdminClient, NewTopic
+
+from benchmarks.kafka import committed_offsets, read_topic
 
 QUIET = {"log_level": 0}
 COMMAND = [sys.executable, "-P", "-m", "pipeline.cli"]  # -P: a folder with a pipeline/ of its own is not in the way
@@ -107,23 +109,7 @@ class Stack:
 
     def read(self, topic: str) -> list[Message]:
         """Everything the topic holds now, read_committed, partition by partition in offset order."""
-        consumer = Consumer(
-            {
-                "bootstrap.servers": self.address, "group.id": f"read-{uuid4().hex}", "enable.auto.commit": False,
-                "isolation.level": "read_committed", "auto.offset.reset": "earliest", **QUIET,
-            }
-        )  # fmt: skip
-        found: list[Message] = []
-        try:
-            for p in sorted(consumer.list_topics(topic, timeout=10).topics[topic].partitions):
-                tp = TopicPartition(topic, p, 0)
-                end = consumer.get_watermark_offsets(tp, timeout=10)[1]
-                consumer.assign([tp])
-                while end > 0 and consumer.position([tp])[0].offset < end:
-                    found.extend(m for m in consumer.consume(10_000, 0.2) if m.error() is None)
-        finally:
-            consumer.close()
-        return found
+        return read_topic(self.address, topic)
 
     def read_json(self, what: str) -> list[dict[str, Any]]:
         """Values of one of the output topics."""
@@ -139,14 +125,7 @@ class Stack:
 
     def committed(self) -> dict[int, int]:
         """The group's offset of each source partition; absent where there is none."""
-        consumer = Consumer({"bootstrap.servers": self.address, "group.id": self.name, **QUIET})
-        try:
-            wanted = [TopicPartition(self.source, p) for p in range(self.partitions)]
-            return {tp.partition: tp.offset for tp in consumer.committed(wanted, timeout=10) if tp.offset >= 0}
-        except KafkaException:  # the broker is still making its offsets topic
-            return {}
-        finally:
-            consumer.close()
+        return committed_offsets(self.address, self.name, self.source, self.partitions)
 
     def ends(self) -> dict[int, int]:
         """The offset after the last record of each source partition."""

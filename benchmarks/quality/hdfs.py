@@ -16,12 +16,11 @@ import time
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
-from uuid import uuid4
 
 import yaml
-from confluent_kafka import Consumer, Message, TopicPartition
 from rich.console import Console
 
+from benchmarks.kafka import committed_offsets, read_topic
 from pipeline.broker import LocalBroker
 
 SHARED = Path(os.environ.get("SHARED", Path(__file__).resolve().parents[3] / "shared"))
@@ -123,7 +122,7 @@ def _play(folder: Path, address: str) -> list[dict[str, Any]]:
     """Produce the test records, let a worker score them, read everything back."""
     _offbeat(folder, "topics", "--create")
     _offbeat(folder, "produce", "-s", "hdfs", "test.jsonl")
-    records = _read(address, "hdfs.events")
+    records = read_topic(address, "hdfs.events")
     with (folder / "back.jsonl").open("w") as file:
         for m in records:
             about = {"_key": _text(m.key()), "_partition": m.partition(), "_offset": m.offset()}
@@ -131,44 +130,15 @@ def _play(folder: Path, address: str) -> list[dict[str, Any]]:
     with (folder / "worker.log").open("wb") as log:
         worker = subprocess.Popen([*_COMMAND, "worker"], cwd=folder, stdout=log, stderr=log)
     try:
-        while _covered(address) < len(records):
+        while sum(committed_offsets(address, "hdfs", "hdfs.events", 4).values()) < len(records):
             assert worker.poll() is None, (folder / "worker.log").read_text()
             time.sleep(0.2)
     finally:
         worker.terminate()
         worker.wait(30)
-    return [json.loads(_text(m.value())) for m in _read(address, "offbeat.decisions")]
+    return [json.loads(_text(m.value())) for m in read_topic(address, "offbeat.decisions")]
 
 
 def _text(value: bytes | str | None) -> str:
     assert isinstance(value, bytes), "these records have keys and values"
     return value.decode()
-
-
-def _covered(address: str) -> int:
-    consumer = Consumer({"bootstrap.servers": address, "group.id": "hdfs"})
-    try:
-        wanted = [TopicPartition("hdfs.events", p) for p in range(4)]
-        return sum(max(0, tp.offset) for tp in consumer.committed(wanted, timeout=10))
-    finally:
-        consumer.close()
-
-
-def _read(address: str, topic: str) -> list[Message]:
-    consumer = Consumer(
-        {
-            "bootstrap.servers": address, "group.id": f"read-{uuid4().hex}", "enable.auto.commit": False,
-            "isolation.level": "read_committed", "auto.offset.reset": "earliest",
-        }
-    )  # fmt: skip
-    found: list[Message] = []
-    try:
-        for p in sorted(consumer.list_topics(topic, timeout=10).topics[topic].partitions):
-            tp = TopicPartition(topic, p, 0)
-            end = consumer.get_watermark_offsets(tp, timeout=10)[1]
-            consumer.assign([tp])
-            while end > 0 and consumer.position([tp])[0].offset < end:
-                found += [m for m in consumer.consume(10_000, 0.2) if m.error() is None]
-    finally:
-        consumer.close()
-    return found

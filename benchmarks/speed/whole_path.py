@@ -6,7 +6,6 @@ last. GRU 64, one token field of 64 ids, about 1 % anomalies, 1 % of decisions, 
 
 from __future__ import annotations
 
-import os
 import subprocess
 import sys
 import tempfile
@@ -17,9 +16,10 @@ from typing import Any
 
 import numpy as np
 import yaml
-from confluent_kafka import Consumer, Producer, TopicPartition
+from confluent_kafka import Producer
 from rich.console import Console
 
+from benchmarks.kafka import committed_offsets
 from benchmarks.workloads import VOCABULARY, zipf_events
 from detectors.calibration import Calibration
 from detectors.parts import pack
@@ -66,7 +66,7 @@ def _once(address: str, folder: Path, app: str, records: int, sessions: int) -> 
                 except BufferError:
                     producer.poll(0.05)
         producer.flush(60)
-        while _covered(address, app) < records:
+        while sum(committed_offsets(address, app, f"{app}.events", _PARTITIONS).values()) < records:
             assert worker.poll() is None, log.read_text()
             time.sleep(0.05)
         return records / (time.monotonic() - began)
@@ -102,16 +102,3 @@ def _configure(folder: Path, address: str, app: str) -> None:
     directory = folder / "offbeat-data" / "models" / "events"
     content = {"schema": {"tokens": ["action"], "hidden": _HIDDEN, "core": "gru"}}
     promote(directory, write_bundle(directory, content, pack(vocabulary, weights, scores, scores), "now"))
-
-
-def _covered(address: str, app: str) -> int:
-    consumer = Consumer({"bootstrap.servers": address, "group.id": app})
-    try:
-        wanted = [TopicPartition(f"{app}.events", p) for p in range(_PARTITIONS)]
-        return sum(max(0, tp.offset) for tp in consumer.committed(wanted, timeout=10))
-    finally:
-        consumer.close()
-
-
-if __name__ == "__main__":
-    print(run(int(os.environ.get("RECORDS", "400000")), 20_000, 1, Console(stderr=True)))

@@ -24,7 +24,9 @@ events_of_a_stream = st.lists(
     st.builds(
         lambda session, step, action, status, is_end: (session, step, (action, status), is_end),
         st.sampled_from(["a", "b", "c", "d", "é"]),
-        st.integers(-3_000, 4_000) | st.just(7_000),  # clocks go back now and then, and gaps are passed
+        st.sampled_from([0, 0, 1_000])
+        | st.integers(-3_000, 4_000)
+        | st.just(7_000),  # clocks go back now and then, and gaps are passed
         st.sampled_from(["view", "add", "pay", "ship", "close", "teleport", None]),
         st.sampled_from(["ok", "failed", "<oov>", None]),
         st.sampled_from([False] * 9 + [True]),
@@ -168,11 +170,12 @@ def test_input_is_left_untouched(parts: Parts) -> None:
 
 def test_a_new_bundle_replays_the_context(parts: Parts) -> None:
     """Under another bundle a row equals a fresh run over the events its context keeps."""
-    long = [Event(i, "a", 1_000 * i, (["view", "add", "pay"][i % 3], "ok"), False) for i in range(9)]
-    probe = Event(9, "a", 9_500, ("ship", "failed"), True)
+    moments = [0, 1_000, 2_000, 9_000, 5_000, 7_000, 6_000, 10_000, 8_000]  # late ones among the last six
+    long = [Event(i, "a", moments[i], (["view", "add", "pay"][i % 3], "ok"), False) for i in range(9)]
+    probe = Event(9, "a", 10_500, ("ship", "failed"), True)
     _, store = run_slices([long], parts)
     other = dataclasses.replace(parts, learned=make_learned(7))
-    swapped = process_slice(store, as_columns([probe]), PartitionState(9, 8_000), other)
+    swapped = process_slice(store, as_columns([probe]), PartitionState(9, 10_000), other)
     fresh, _ = run_slices([[*long[-parts.shape.context :], probe]], other)
     assert swapped is not None
     wanted = {**fresh[-1], "events": 10, "first_ms": 0}
@@ -199,3 +202,25 @@ def test_the_comparison_sees_a_flaw(flaw: str, parts: Parts) -> None:
         )
     found, _ = run_slices([changed], parts)
     assert by_id(found) != by_id(expected)
+
+
+def test_a_session_that_begins_anew_when_it_was_due_ends_once(parts: Parts) -> None:
+    """A session ends and begins again in the same millisecond: in any slicing each of the two ends exactly once."""
+    step = 60_000
+    events = [
+        Event(0, "x", 1_000, ("view", "ok"), False), Event(1, "x", 1_000, ("close", "ok"), True),
+        Event(2, "x", 1_000, ("view", "ok"), False), Event(3, "y", 1_000 + step, ("view", "ok"), False),
+    ]  # fmt: skip
+    whole, _ = run_slices([events], parts)
+    single, store = run_slices([[e] for e in events], parts)
+    assert by_id(single) == by_id(whole)
+    assert store.open_sessions == 1
+
+
+def test_timers_of_ended_sessions_do_not_pile_up(parts: Parts) -> None:
+    """Many sessions that end by their end event, long before their gap, leave few timers behind."""
+    store = RowStore(parts.shape, 10_000_000)
+    events = [Event(i, f"s{i}", 1_000, ("close", "ok"), True) for i in range(20_000)]
+    run_slices([events[low : low + 500] for low in range(0, len(events), 500)], parts, store)
+    assert store.open_sessions == 0
+    assert len(store._timers) < 3_000

@@ -134,7 +134,7 @@ def test_a_field_inside_another_is_refused() -> None:
 @given(st.lists(st.binary(max_size=60) | st.none(), max_size=8))
 def test_any_bytes_are_read_or_set_aside(values: list[bytes | None]) -> None:
     """Whatever bytes come, each record is an event, a reject or a tombstone, and nothing is raised."""
-    _each_is_accounted_for([Given(value, offset=i) for i, value in enumerate(values)])
+    check_each_is_accounted_for([Given(value, offset=i) for i, value in enumerate(values)])
 
 
 json_values = st.recursive(
@@ -151,10 +151,10 @@ json_values = st.recursive(
 def test_any_json_is_read_or_set_aside(values: list[Any], check_key: bool) -> None:
     """Whatever JSON comes, each record is an event, a reject or a tombstone, and nothing is raised."""
     records = [Given(json.dumps(value).encode(), offset=i) for i, value in enumerate(values)]
-    _each_is_accounted_for(records, check_key=check_key)
+    check_each_is_accounted_for(records, check_key=check_key)
 
 
-def _each_is_accounted_for(records: list[Given], *, check_key: bool = False) -> None:
+def check_each_is_accounted_for(records: list[Given], *, check_key: bool = False) -> None:
     for decoder in (DECODER, Decoder("@key", None, ["session", "x"], {})):
         events = decode(*records, decoder=decoder, check_key=check_key)
         assert len(events) + len(events.rejects) + events.tombstones == len(records)

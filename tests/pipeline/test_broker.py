@@ -285,18 +285,6 @@ def test_ephemeral_refuses_kept_data(tmp_path: Path) -> None:
 
 
 @pytest.fixture(scope="module")
-def kafka() -> None:
-    """Java and the jars are here, or can be fetched."""
-    try:
-        find_java()
-        fetch_jars()
-    except LocalBrokerError as error:
-        if os.environ.get("REQUIRE_KAFKA") == "1":
-            raise
-        pytest.skip(f"no local Kafka: {error}")
-
-
-@pytest.fixture(scope="module")
 def broker(kafka: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[LocalBroker]:
     with LocalBroker(tmp_path_factory.mktemp("broker") / "größe, data", ephemeral=True) as running:
         yield running

@@ -309,7 +309,7 @@ def test_a_models_folder_that_cannot_be(offbeat: Offbeat, files: Stack) -> None:
     change(files, "models_dir", str(files.folder / "e.jsonl"))
     assert offbeat("train", "-s", "orders", "--input", "e.jsonl").failed(2, "cannot be made", "correct models_dir")
     done = offbeat("score", "-s", "orders", "--input", "e.jsonl", "--output", "o")
-    assert done.failed(1, "e.jsonl/orders/serving: Not a directory")
+    assert done.failed(1, "serving cannot be read (Not a directory); correct models_dir")
 
 
 def test_train_then_score(offbeat: Offbeat, files: Stack) -> None:

@@ -29,9 +29,7 @@ from pipeline.demo import (
 )
 from pipeline.demo_screen import Screen, why_here
 from pipeline.demo_truth import Alarm, FalseAlarms, Found, Report, Tally, chance_limit
-from pipeline.errors import LocalBrokerError, OffbeatError
-from pipeline.jvm import find_java
-from pipeline.kafka_jars import fetch_jars
+from pipeline.errors import OffbeatError
 from pipeline.settings import load_settings
 from pipeline.storefront import BOT, FAULTS, LONGEST_THOUGHT_MS, REPEATED_CAPTURE, Event, FaultySessions
 
@@ -328,18 +326,6 @@ def test_scored_records_come_from_the_workers_metrics(metrics_page: str) -> None
 
 
 # ---- the real thing
-
-
-@pytest.fixture(scope="module")
-def kafka() -> None:
-    """Java and the jars are here, or can be fetched."""
-    try:
-        find_java()
-        fetch_jars()
-    except LocalBrokerError as error:
-        if os.environ.get("REQUIRE_KAFKA") == "1":
-            raise
-        pytest.skip(f"no local Kafka: {error}")
 
 
 class Demo:
