@@ -183,6 +183,8 @@ def test_bad_records_go_to_dead_letters_and_the_stream_goes_on(stack: Stack) -> 
         (None, value(), "key_is_not_session"),
         (b"a", b"{" * 5_000, "not_json"),
         (b"a", b"x" * 100_000, "not_json"),
+        (b"k" * 700_000, b"\x01" * 140_000, "not_json"),  # whole, its dead letter would be larger than Kafka takes
+        (b"a", value(action="t" * 500_000), "wrong_type"),
     ]
     records: list[tuple[bytes | None, bytes | None]] = [(b"a", value())]
     records += [(key, body) for key, body, _ in bad]
@@ -372,3 +374,53 @@ def test_another_app_begins_anew(stack: Stack) -> None:
         wait_until(lambda: len(records()) == 2 * len(first), "all records to be scored again")
         assert worker.stop() == 0
     assert sorted(records()) == sorted(first * 2)
+
+
+def test_a_damaged_row_ends_the_worker_with_a_sentence(stack: Stack) -> None:
+    """A saved row that fails its check is never trusted: the worker says which folder to delete, and recovers then."""
+    import shutil
+
+    from pipeline.cold_rows import ColdRows, session_key
+
+    records = as_records(shop_events(16, 60))
+    half = len(records) // 2
+    with WorkerProcess(stack) as worker:
+        stack.produce(records[:half])
+        stack.wait_until_scored()
+        assert worker.stop() == 0
+    for p in range(4):
+        cold = ColdRows(stack.saved_rows(p))
+        damaged = {session_key(name): row[:50] + b"!" + row[51:] for name, row in cold.sessions()}
+        cold.write(damaged, cold.position, cold.in_step_ms)
+        cold.close()
+    stack.produce(records[half:])
+    with WorkerProcess(stack) as worker:
+        assert worker.process.wait(60) == 1
+        log = worker.log_path.read_text()
+    assert "a saved session row is damaged; delete this worker's folder" in log
+    assert "Traceback" not in log
+
+    shutil.rmtree(stack.saved_rows(0).parent)
+    with WorkerProcess(stack):
+        stack.wait_until_scored()
+    assert by_id(stack.read_json("decisions")) == decisions_of(scored_by_file(stack))
+
+
+def test_a_lost_changelog_is_not_passed_over(stack: Stack) -> None:
+    """Offsets without rows mean that state was lost: the worker stops with a sentence instead of skipping records."""
+    import shutil
+
+    from confluent_kafka.admin import AdminClient
+
+    with WorkerProcess(stack) as worker:
+        stack.produce(as_records(shop_events(17, 20)))
+        stack.wait_until_scored()
+        assert worker.stop() == 0
+    admin = AdminClient({"bootstrap.servers": stack.address, "log_level": 0})
+    changelog = f"{stack.name}.orders.changelog"
+    admin.delete_topics([changelog])[changelog].result(30)
+    wait_until(lambda: changelog not in admin.list_topics(timeout=10).topics, "the changelog to go")
+    shutil.rmtree(stack.folder / "data")
+    with WorkerProcess(stack) as worker:
+        assert worker.process.wait(60) == 1
+        assert "saved sessions are gone" in worker.log_path.read_text()
