@@ -138,9 +138,17 @@ def _listener(port: int) -> str | None:
                     sockets.add(f"socket:[{fields[9]}]")
     for process in Path("/proc").glob("[0-9]*"):
         with suppress(OSError):  # it ended, or belongs to another user
-            if any(os.readlink(file) in sockets for file in (process / "fd").iterdir()):
+            if any(_link(file) in sockets for file in (process / "fd").iterdir()):
                 return f"{(process / 'comm').read_text().strip()} (pid {process.name})"
     return None
+
+
+def _link(file: Path) -> str | None:
+    """Where a descriptor leads; None where it was closed since it was listed."""
+    try:
+        return os.readlink(file)
+    except FileNotFoundError:
+        return None
 
 
 class LocalBroker:

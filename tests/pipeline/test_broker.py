@@ -10,6 +10,7 @@ import sys
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from threading import Thread
@@ -355,7 +356,10 @@ def test_broker_has_every_codec(broker: LocalBroker, codec: str) -> None:
 
 def test_only_this_machine_can_connect(broker: LocalBroker) -> None:
     """All that the JVM listens on is 127.0.0.1."""
-    inodes = {os.readlink(file) for file in Path(f"/proc/{broker.pid}/fd").iterdir()}
+    inodes = set()
+    for file in Path(f"/proc/{broker.pid}/fd").iterdir():
+        with suppress(FileNotFoundError):  # closed since it was listed
+            inodes.add(os.readlink(file))
     listening = []
     for table in ("tcp", "tcp6"):
         for line in Path(f"/proc/net/{table}").read_text().splitlines()[1:]:
