@@ -13,6 +13,7 @@ from detectors.parts import Learned, Parts
 from detectors.process import Verdicts
 from detectors.rows import SessionRows
 from features.sessions import ENDED, STEP
+from features.tokens import Vocabulary
 
 TOP = 3  # expected tokens shown per field
 SHOWN = 10  # last events shown; fewer where the config keeps a shorter context
@@ -29,7 +30,7 @@ def explain_record(verdicts: Verdicts, operation: int, rows: SessionRows, parts:
         "contributions": {
             field: float(nats) for field, nats in zip(parts.fields, verdicts.surprise[record], strict=True)
         },
-        "context": _context(verdicts, operation, rows, parts),
+        "context": _context(verdicts, operation, rows, parts, parts.learned.vocabulary),
     }
 
 
@@ -46,7 +47,7 @@ def explain_end(verdicts: Verdicts, end: int, rows: SessionRows, parts: Parts) -
             "end": float(verdicts.ends.end_surprise[end]),
         },
         "worst_offset": offset if offset >= 0 else None,
-        "context": _context(verdicts, operation, rows, parts),
+        "context": _context(verdicts, operation, rows, parts, parts.learned.vocabulary),
     }
 
 
@@ -64,7 +65,9 @@ def _text(learned: Learned, field: int, token: int) -> str:
     return END if token == learned.vocabulary.sizes[field] else learned.vocabulary.text(field, token)
 
 
-def _context(verdicts: Verdicts, operation: int, rows: SessionRows, parts: Parts) -> list[dict[str, Any]]:
+def _context(
+    verdicts: Verdicts, operation: int, rows: SessionRows, parts: Parts, vocabulary: Vocabulary
+) -> list[dict[str, Any]]:
     """The session's last events before an operation, oldest first, the same however the stream was sliced.
 
     Tokens are read back from their hashes, also those of this slice, so an unknown one is `<oov>` in either case.
@@ -84,8 +87,6 @@ def _context(verdicts: Verdicts, operation: int, rows: SessionRows, parts: Parts
         times, hashes = np.concatenate([earlier_times, times]), np.concatenate([earlier_hashes, hashes])
     shown = min(SHOWN, parts.shape.context)
     times, hashes = times[-shown:], hashes[-shown:]
-    vocabulary = parts.learned.vocabulary if parts.learned is not None else None
-    assert vocabulary is not None
     ids = parts.encoder.ids_of_hashes(hashes)
     return [
         {"time_ms": int(t), **{field: vocabulary.text(f, int(ids[k, f])) for f, field in enumerate(parts.fields)}}

@@ -124,15 +124,11 @@ def _split(first_ms: NDArray[np.int64]) -> NDArray[np.int8]:
     return role
 
 
-def _steps(partition: _Partition) -> NDArray[np.intp]:
-    return np.flatnonzero(partition.walk.kind == STEP)
-
-
 def _vocabulary(partitions: list[_Partition], role: NDArray[np.int8], parts: Parts) -> Vocabulary:
     """The tokens of the sessions to learn from; what only others have is `<oov>`, as it will be live."""
     columns: list[list[str | None]] = [[] for _ in parts.fields]
     for p in partitions:
-        steps = _steps(p)
+        steps = p.walk.steps
         records = p.walk.record[steps][role[p.session[steps]] == 0]
         for column, texts in zip(columns, p.events.tokens, strict=True):
             column.extend(texts[i] for i in records)
@@ -143,7 +139,7 @@ def _sequences(partition: _Partition, chosen: NDArray[np.bool_], encoder: TokenE
     """The chosen sessions of a partition, as the model takes them."""
     walk, session = partition.walk, partition.session
     ids, gaps = encoder.ids(partition.events.tokens), log_gaps(walk.gap_ms)
-    steps = _steps(partition)
+    steps = partition.walk.steps
     steps = steps[np.argsort(session[steps], kind="stable")]  # session by session, each in order
     numbers, starts = np.unique(session[steps], return_index=True)
     seen_end = set(session[(walk.kind != STEP) & (walk.kind != END_INPUT)].tolist())
@@ -175,7 +171,7 @@ def _calibrate(
 
 
 def _record_scores(verdicts: Verdicts, partition: _Partition, held_back: NDArray[np.bool_]) -> NDArray[np.float32]:
-    steps = _steps(partition)
+    steps = partition.walk.steps
     return verdicts.score[verdicts.walk.record[steps[held_back[partition.session[steps]]]]]
 
 

@@ -117,7 +117,7 @@ def process_batch(
         rows.events.copy(), after.applied, after.worst, after.worst_offset, after.context_ms, after.context_tokens,
         worst, worst_offset, last_offset,
     )  # fmt: skip
-    after.bundle[walk.row[walk.kind == STEP]] = NO_BUNDLE if learned is None else learned.number
+    after.bundle[walk.row[walk.steps]] = NO_BUNDLE if learned is None else learned.number
 
     ended = np.flatnonzero(walk.kind != STEP)
     ended = ended[np.argsort(walk.record[ended], kind="stable")]

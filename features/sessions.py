@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 from numba import njit
@@ -79,6 +80,11 @@ class Walk:
     ended_last_ms: NDArray[np.int64]
     clocks: SessionClocks
     watermark_ms: int
+
+    @cached_property
+    def steps(self) -> NDArray[np.intp]:
+        """(n,) position of each event's step, in the events' order."""
+        return np.flatnonzero(self.kind == STEP)
 
 
 def walk_sessions(

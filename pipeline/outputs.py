@@ -18,7 +18,7 @@ from detectors.parts import Parts
 from detectors.process import Verdicts
 from detectors.rows import SessionRows
 from features.decode import Record, Reject
-from features.sessions import ENDED, STEP
+from features.sessions import ENDED
 
 MAX_PAYLOAD = 64_000  # bytes of a dead letter's value we keep
 MAX_KEY = 1_024  # and of its key
@@ -165,7 +165,7 @@ class Emitter:
     def _record(self, verdicts: Verdicts, i: int, rows: SessionRows) -> Json:
         decision = record_decision(verdicts, i, self.place, self.parts)
         if decision["anomaly"]:
-            operation = int(np.flatnonzero(verdicts.walk.kind == STEP)[i])  # steps stand in the events' order
+            operation = int(verdicts.walk.steps[i])
             decision |= explain_record(verdicts, operation, rows, self.parts)
         return decision
 

@@ -242,10 +242,11 @@ class Partition:
             context.metrics.dead_letters.labels(context.name, reject.error.reason).inc()
         context.metrics.records.labels(context.name).inc(len(records))
         context.metrics.tombstones.labels(context.name).inc(events.tombstones)
+        more_due = False
         for piece in events.pieces(max(1, context.capacity // 2)):
-            await self._score_piece(piece)
-        while await self._score_piece(events.nothing()):  # sessions that are due beyond the first few
-            pass
+            more_due = await self._score_piece(piece)
+        while more_due:  # sessions beyond the first few
+            more_due = await self._score_piece(events.nothing())
         context.metrics.latency.labels(context.name).observe(context.monotonic() - slice_.fetched_at)
         if slice_.highwater is not None:
             lag = max(0, slice_.highwater - self.state.next_offset)
