@@ -32,6 +32,7 @@ from detectors.rows import PartitionState
 from features.decode import Decoder, Events
 from pipeline.cold_rows import PARTITION, ColdRows
 from pipeline.errors import StateError
+from pipeline.failpoints import passed
 from pipeline.logs import get_logger
 from pipeline.metrics import Metrics
 from pipeline.outputs import Emitter, Output, Place
@@ -125,11 +126,13 @@ class Partition:
         # (1) ends the predecessor's transaction and shuts it out
         self._producer = context.make_producer(f"{context.group}/{context.name}/{p}")
         await self._producer.start()
+        passed("open/fenced")
         # (2)
         self._opening = asyncio.create_task(asyncio.to_thread(ColdRows, context.folder / f"{context.name}-{p}"))
         self._cold = await asyncio.shield(self._opening)  # a thread cannot be cancelled: `close` waits for it
         restored = await context.recovery.restore(self._cold, TopicPartition(context.changelog, p), context.now_ms)
         self._store = RowStore(self._parts.shape, self._parts.rules.gap_ms, context.capacity, self._cold)
+        passed("open/restored")
         sessions = self._store.arm_saved()
         source = TopicPartition(topic, p)
         saved = self._cold.get(PARTITION)
@@ -139,6 +142,7 @@ class Partition:
             await self._transact(self._copies({}), [], self.state.next_offset)  # so that "latest" is decided once
         else:
             self.state = await self._resume(saved, source, await read_committed())  # (3)
+        passed("open/compared")
         self.opened_at = self.state.next_offset
         self._due = context.monotonic() + context.checkpoint_interval_s
         context.metrics.restored.labels(context.name).inc(restored)
@@ -290,6 +294,7 @@ class Partition:
         await self._settled()
         store = self._opened_store()
         copies = self._copies(store.snapshot())
+        passed("checkpoint/0")
         sent, self._sent = self._sent, []
         self._covering_since, self._uncovered_since = self._uncovered_since, None
         self._due = self.context.monotonic() + self.context.checkpoint_interval_s
@@ -326,12 +331,17 @@ class Partition:
         assert cold is not None
         async with asyncio.timeout(CHECKPOINT_TIMEOUT_S):
             await asyncio.gather(*sent)  # 1
+            passed("checkpoint/1")
             await producer.begin_transaction()
             position = await _write_changelog(producer, context.changelog, p, copies)  # 2
+            passed("checkpoint/2")
             offsets = {TopicPartition(self.place.topic, p): next_offset}
             await producer.send_offsets_to_transaction(offsets, context.group)  # 3
+            passed("checkpoint/3-offsets-sent")
             await producer.commit_transaction()
+        passed("checkpoint/3")
         cold.write(copies, position, context.now_ms())  # 4
+        passed("checkpoint/4")
 
     async def _settled(self) -> None:
         """Wait for the checkpoint under way, if there is one; its failure is raised here too."""
@@ -351,6 +361,7 @@ class Partition:
         if self.closed:
             return
         self.closed = True
+        passed("close/begun")
         if self._scoring and self._task is not None:  # a slice cut short would be covered without its outputs
             await asyncio.wait([self._task], timeout=CLOSE_TIMEOUT_S)
         await _end(self._task)
@@ -361,6 +372,7 @@ class Partition:
                     await self.checkpoint()
                     await self._settled()
                 saved = True
+                passed("close/saved")
         except Exception as error:  # what was not saved is done again by whoever opens next
             self.fenced = isinstance(error, ProducerFenced)
             name, p = self.context.name, self.place.partition
