@@ -5,9 +5,13 @@ OffbeatError                    every error we raise on purpose; its text says w
 │   └── ConfigError             a key of offbeat.yaml, named with its value and what was expected
 ├── BrokerUnavailableError      nobody answers at the broker's address
 ├── TopicError                  a topic is missing, or is not as we need it
+├── SessionError                the state does not hold a session, or still holds one that was deleted
 ├── PortTakenError              another process listens there
 ├── LocalBrokerError            `offbeat broker` cannot get, start or stop its Kafka
+├── StalledError                a partition stands still while its source grows
 └── StateError                  rows on disk or in the changelog do not fit the config or each other
+    ├── DamagedStateError       a saved row fails its check, or RocksDB its own; rebuilt from the changelog
+    └── StaleStateError         rows in memory are no longer what is durable; the partition is opened anew
 
 Bundles have errors of their own in `models/errors.py`, records in `features/errors.py`.
 """
@@ -42,6 +46,10 @@ class TopicError(OffbeatError):
     """A topic is missing or has settings we cannot work with."""
 
 
+class SessionError(OffbeatError):
+    """A session is not there, or is still there."""
+
+
 class PortTakenError(OffbeatError):
     """The port we were told to listen on belongs to another process."""
 
@@ -50,5 +58,21 @@ class LocalBrokerError(OffbeatError):
     """The local Apache Kafka could not be fetched, started or stopped."""
 
 
+class StalledError(OffbeatError):
+    """A partition makes no progress; the worker ends so that a supervisor can start it anew."""
+
+
 class StateError(OffbeatError):
     """Saved state does not fit the config, the source topic or itself."""
+
+
+class DamagedStateError(StateError):
+    """Bytes on disk are not what was written; the changelog has them."""
+
+    retriable = True
+
+
+class StaleStateError(StateError):
+    """Rows in memory are no longer what is durable: another worker may have gone on from there."""
+
+    retriable = True
