@@ -16,32 +16,14 @@ import orjson
 import yaml
 from confluent_kafka import KafkaError, KafkaException
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
 from pipeline.clients import Clients
 from pipeline.errors import BrokerUnavailableError, TopicError, UsageError
+from pipeline.screen import progress_bar, screen
 from pipeline.settings import Settings
 
-# Progress goes to stderr and results to stdout, so that `--json | jq` sees results only.
-_screen = Console(stderr=True, highlight=False)
 _FLUSH_S = 30.0
-
-
-@contextmanager
-def _progress(what: str, total: float | None) -> Iterator[Callable[[float, str], None]]:
-    """A bar; the function given sets how far it is and a remark."""
-    columns = (
-        TextColumn("{task.description}"), BarColumn(), TaskProgressColumn(), TimeRemainingColumn(),
-        TextColumn("{task.fields[remark]}"),
-    )  # fmt: skip
-    with Progress(*columns, console=_screen, transient=not _screen.is_terminal) as bar:
-        task = bar.add_task(what, total=total, remark="")
-
-        def update(completed: float, remark: str) -> None:
-            bar.update(task, completed=completed, remark=remark)
-
-        yield update
 
 
 def _size(path: Path) -> int:
@@ -65,7 +47,7 @@ def _make_folder(path: Path) -> None:
 def _reading(path: Path, what: str) -> Iterator[Callable[[int], None]]:
     """A bar over a file's bytes; for .gz the share is only known at the end."""
     done = 0
-    with _progress(what, None if path.suffix == ".gz" else _size(path)) as update:
+    with progress_bar(what, None if path.suffix == ".gz" else _size(path)) as update:
 
         def count(size: int) -> None:
             nonlocal done
@@ -100,24 +82,24 @@ def train_stream(
         clients, now_ms = Clients(settings), time.time_ns() // 1_000_000
         clients.admin()
         since_ms, until_ms = (None if t is None else parse_moment_ms(t, now_ms) for t in (since, until))
-        with _progress(f"reading {stream.topic}", None) as update:
+        with progress_bar(f"reading {stream.topic}", None) as update:
             history = from_topic(
                 clients, stream, decoder, since_ms, until_ms, lambda n, total: update(n, f"{n:,} of {total:,} records")
             )
     for reason, number in history.rejected.items():
-        _screen.print(f"left out {number:,} records: {reason}", style="yellow")
-    with _progress(f"training on {history.records:,} records", TrainingOptions().max_epochs) as update:
+        screen.print(f"left out {number:,} records: {reason}", style="yellow")
+    with progress_bar(f"training on {history.records:,} records", TrainingOptions().max_epochs) as update:
 
         def on_epoch(e: Epoch) -> None:
             update(e.number, f"loss {e.loss:.4f}, held back {e.validation_loss:.4f}, {e.events_per_s:,.0f} events/s")
 
-        learned = fit(history.events, make_parts(name, stream, None), seed, on_epoch, time.monotonic)
+        learned = fit(history.events, make_parts(settings, name, None), seed, on_epoch, time.monotonic)
     digest = write_bundle(directory, learned.content, learned.files, datetime.now(UTC).isoformat(timespec="seconds"))
     serves = promoted or serving_digest(directory) is None
     if serves:
         promote(directory, digest)
     for warning in learned.warnings:
-        _screen.print(f"warning: {warning}", style="yellow")
+        screen.print(f"warning: {warning}", style="yellow")
     if as_json:
         print(json.dumps({"digest": digest, "serving": serves, "warnings": learned.warnings, **learned.content}))
         return
@@ -137,18 +119,18 @@ def score_stream(
     stream = settings.stream(name)
     learned = load_serving(settings, name, bundle)
     if learned is None:
-        _screen.print(f"warning: no bundle serves {name}, so all scores are null; run `offbeat train`", style="yellow")
+        screen.print(f"warning: no bundle serves {name}, so all scores are null; run `offbeat train`", style="yellow")
     _size(source)
     if target.exists() and target.samefile(source):
         message = f"--input and --output are the same file, {target}; give the verdicts another"
         raise UsageError(message)
     if stream.time is None:
-        _screen.print(
+        screen.print(
             "note: the stream has no `time` field; lines without _timestamp_ms are of 1970, so no gap ends a session",
             style="yellow",
         )
     with _reading(source, f"scoring {source.name}") as count:
-        counts = score_file(name, stream, learned, source, target, count)
+        counts = score_file(settings, name, learned, source, target, count)
     if as_json:
         print(json.dumps(counts))
         return

@@ -28,7 +28,7 @@ Headers = list[tuple[str, bytes]]
 
 @dataclass(frozen=True)
 class Output:
-    """One message: which of our topics (`anomalies`, `decisions`, `dead-letters`), key, JSON, CloudEvents headers."""
+    """One message: which of our topics (such as `anomalies`), key, JSON, CloudEvents headers."""
 
     topic: str
     key: bytes | None
@@ -38,15 +38,34 @@ class Output:
 
 @dataclass(frozen=True)
 class Place:
-    """The partition that verdicts are about."""
+    """The partition that verdicts are about; `epoch` counts how often other records came under offsets used before."""
 
     topic: str
     partition: int
+    epoch: int = 0
 
 
 def message_id(stream: str, place: Place, offset: int, what: str) -> str:
-    """Name one message for ever: the same record gives the same id after a crash, a rebalance or a replay."""
-    return f"{stream}/{place.topic}/{place.partition}/{offset}/{what}"
+    """Name one message for ever: the same record gives the same id after a crash, a rebalance or a replay.
+
+    Offset 7 of a topic that was made anew is another record, so its topic is called `orders~1`; no topic's own name
+    can hold that sign.
+    """
+    topic = f"{place.topic}~{place.epoch}" if place.epoch else place.topic
+    return f"{stream}/{topic}/{place.partition}/{offset}/{what}"
+
+
+def event_headers(stream: str, identity: str, kind: str, now_ms: int) -> Headers:
+    """CloudEvents 1.0 attributes in Kafka's binary content mode; `kind` is the type after `io.offbeat.`."""
+    moment = datetime.fromtimestamp(now_ms / 1000, UTC).isoformat(timespec="milliseconds")
+    return [
+        ("ce_specversion", b"1.0"),
+        ("ce_id", identity.encode()),
+        ("ce_type", f"io.offbeat.{kind}".encode()),
+        ("ce_source", f"/offbeat/{stream}".encode()),
+        ("ce_time", moment.replace("+00:00", "Z").encode()),
+        ("content-type", b"application/json"),
+    ]
 
 
 def is_sampled(identity: str, share: float) -> bool:
@@ -159,7 +178,7 @@ class Emitter:
         }
         key = None if record.key is None else record.key[:MAX_KEY]
         return Output(
-            "dead-letters", key, orjson.dumps(body), self._headers(identity, "io.offbeat.dead-letter", now_ms)
+            "dead-letters", key, orjson.dumps(body), event_headers(self.parts.stream, identity, "dead-letter", now_ms)
         )
 
     def _record(self, verdicts: Verdicts, i: int, rows: SessionRows) -> Json:
@@ -175,7 +194,7 @@ class Emitter:
         return decision | explain_end(verdicts, e, rows, self.parts) if decision["anomaly"] else decision
 
     def _decide(self, out: list[Output], decision: Json, now_ms: int) -> None:
-        headers = self._headers(decision["id"], "io.offbeat.decision", now_ms)
+        headers = event_headers(self.parts.stream, decision["id"], "decision", now_ms)
         out.append(Output("decisions", decision["session"].encode(), orjson.dumps(decision), headers))
 
     def _alarm(self, out: list[Output], explained: Json, now_ms: int) -> None:
@@ -186,20 +205,8 @@ class Emitter:
             "source": {"topic": self.place.topic, "partition": self.place.partition, "offset": int(offset)},
             "detected_ms": now_ms,
         }
-        headers = self._headers(explained["id"], "io.offbeat.anomaly", now_ms)
+        headers = event_headers(self.parts.stream, explained["id"], "anomaly", now_ms)
         out.append(Output("anomalies", explained["session"].encode(), orjson.dumps(body), headers))
-
-    def _headers(self, identity: str, kind: str, now_ms: int) -> Headers:
-        """CloudEvents 1.0 attributes in Kafka's binary content mode."""
-        moment = datetime.fromtimestamp(now_ms / 1000, UTC).isoformat(timespec="milliseconds")
-        return [
-            ("ce_specversion", b"1.0"),
-            ("ce_id", identity.encode()),
-            ("ce_type", kind.encode()),
-            ("ce_source", f"/offbeat/{self.parts.stream}".encode()),
-            ("ce_time", moment.replace("+00:00", "Z").encode()),
-            ("content-type", b"application/json"),
-        ]
 
 
 def _number(value: np.floating[Any]) -> float | None:

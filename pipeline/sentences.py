@@ -7,16 +7,39 @@ from datetime import UTC, datetime
 from typing import Any
 
 Json = dict[str, Any]
+_NAMED = 5  # sessions named in a line
 
 
 def sentence_of(what: str, message: Json) -> str:
-    """One line for a message of the topic `anomalies`, `decisions` or `dead-letters`."""
+    """One line for a message of the topic `anomalies`, `decisions`, `dead-letters` or `drift`."""
     if what == "dead-letters":
         source = message["source"]
         return f"{source['topic']}/{source['partition']}/{source['offset']}  {message['reason']}: {message['detail']}"
-    when = datetime.fromtimestamp(message["time_ms"] / 1000, UTC).isoformat(sep=" ", timespec="milliseconds")[:-6]
+    if what == "drift":
+        return f"{_moment(message['detected_ms'])}  {message['stream']}  {_changed(message)}"
+    when = _moment(message["time_ms"])
     why = why_of(message) if what == "anomalies" else _judged(message)
     return f"{when}  {message['stream']}  {message['session']}  {why}"
+
+
+def _moment(time_ms: int) -> str:
+    return datetime.fromtimestamp(time_ms / 1000, UTC).isoformat(sep=" ", timespec="milliseconds")[:-6]
+
+
+def _changed(drift: Json) -> str:
+    """What changed, where and how much; a type of a later version has its own words in `detail`."""
+    source, amount = drift["source"], f"{drift['amount']:,}"
+    place = f"{source['topic']}/{source['partition']}"
+    names = "".join(f" {name}" for name in drift["sessions"][:_NAMED])
+    more = f" and {drift['amount'] - _NAMED:,} more" if drift["amount"] > _NAMED else ""
+    said = {
+        "topic_recreated": f"{place} was made anew, {amount} open sessions were closed",
+        "records_lost": f"{place} lost {amount} records before they were read",
+        "offset_reset": f"the offset of {place} was reset to {source['offset']}, {amount} open sessions were closed",
+        "sessions_lost": f"{place} lost the states of {amount} sessions:{names}{more}",
+    }.get(drift["type"], f"{place}: {drift['type']} ({amount} {drift['amount_unit']})")
+    since = "" if drift["since_ms"] is None else f", since {_moment(drift['since_ms'])}"
+    return f"{said}{since}. {drift['detail']}"
 
 
 def why_of(anomaly: Json) -> str:

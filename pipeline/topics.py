@@ -14,12 +14,19 @@ from pipeline.settings import Settings
 
 DELETE_RETENTION_MS = 86_400_000  # for how long a changelog keeps tombstones after compaction: Kafka's default
 _METADATA_TIMEOUT_S = 20.0
-OUTPUTS = ("anomalies", "decisions", "dead-letters")
+OUTPUTS = ("anomalies", "decisions", "dead-letters", "drift")
+# A deleted session is gone from a log a day later at most; only closed segments are compacted.
+_COMPACTION = {
+    "cleanup.policy": "compact",
+    "delete.retention.ms": str(DELETE_RETENTION_MS),
+    "max.compaction.lag.ms": "86400000",
+    "segment.ms": "3600000",
+}
 
 
 @dataclass(frozen=True)
 class Topic:
-    """A topic as it should be. `role` is source, output or changelog."""
+    """A topic as it should be. `role` is source, output, changelog or control."""
 
     name: str
     role: str
@@ -30,6 +37,11 @@ class Topic:
 def output_topic(settings: Settings, what: str) -> str:
     """Name of an output topic, such as offbeat.anomalies."""
     return f"{settings.topics.prefix}.{what}"
+
+
+def controls_topic(settings: Settings) -> str:
+    """Name of the topic of controls: what users ask of workers, such as deleting a session."""
+    return f"{settings.topics.prefix}.controls"
 
 
 def changelog_topic(settings: Settings, stream: str) -> str:
@@ -43,22 +55,17 @@ def partition_counts(admin: AdminClient) -> dict[str, int]:
 
 
 def wanted_topics(settings: Settings, existing: dict[str, int]) -> list[Topic]:
-    """All topics of a config; a changelog has its source's partitions."""
+    """All topics of a config; a changelog has its source's partitions, controls have one, for their order counts."""
     own = settings.topics
     topics = [
         Topic(output_topic(settings, what), "output", own.partitions, {"retention.ms": str(own.retention)})
         for what in OUTPUTS
     ]
+    topics.append(Topic(controls_topic(settings), "control", 1, _COMPACTION))
     for name, stream in settings.streams.items():
         partitions = existing.get(stream.topic, own.partitions)
         topics.append(Topic(stream.topic, "source", partitions))
-        compaction = {
-            "cleanup.policy": "compact",
-            "delete.retention.ms": str(DELETE_RETENTION_MS),
-            "max.compaction.lag.ms": "86400000",  # a deleted session is gone from the log a day later at most
-            "segment.ms": "3600000",  # only closed segments are compacted
-        }
-        topics.append(Topic(changelog_topic(settings, name), "changelog", partitions, compaction))
+        topics.append(Topic(changelog_topic(settings, name), "changelog", partitions, _COMPACTION))
     return topics
 
 
@@ -111,7 +118,7 @@ def check_topics(admin: AdminClient, settings: Settings) -> dict[str, int]:
     Raises
     ------
     TopicError
-        A topic is missing or a changelog has another number of partitions than its source.
+        A topic is missing, a changelog has another number of partitions than its source, or controls more than one.
     """
     existing = partition_counts(admin)
     wanted = wanted_topics(settings, existing)
@@ -134,6 +141,12 @@ def check_topics(admin: AdminClient, settings: Settings) -> dict[str, int]:
             message = (
                 f"changelog {topic.name} has {found} partitions but its source has {topic.partitions}: rows would lie "
                 "in the wrong partition. Sessions cannot be moved; begin anew with another `app`"
+            )
+            raise TopicError(message)
+        if topic.role == "control" and found != 1:
+            message = (
+                f"topic {topic.name} has {found} partitions, but controls need exactly one, for their order counts; "
+                "delete the topic and run `offbeat topics --create`, or set another topics.prefix"
             )
             raise TopicError(message)
     return {stream.topic: existing[stream.topic] for stream in settings.streams.values()}

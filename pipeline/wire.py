@@ -13,7 +13,13 @@ from pydantic import BaseModel, ConfigDict, Field
 Score = Annotated[float | None, Field(description="Higher is stranger, in nats; null while warming up, never 0.")]
 PValue = Annotated[float | None, Field(gt=0, le=1, description="How often normal data looks this strange.")]
 TimeMs = Annotated[int, Field(ge=0, description="Event time, milliseconds since 1970 (UTC).")]
-Ended = Literal["event", "gap", "limit", "input"]
+Ended = Annotated[
+    Literal["event", "gap", "limit", "input"],
+    Field(
+        description="What ended the session: its end event, silence, its length, or its input. `input`: the file was "
+        "over; or the topic was made anew or its offsets were reset on purpose, so its sessions were closed."
+    ),
+]
 
 
 class _Message(BaseModel):
@@ -130,8 +136,38 @@ class DeadLetter(_Message):
     detected_ms: int
 
 
+class Drift(_Message):
+    """Something changed that is not about one record. Later versions add types for changed distributions."""
+
+    type: Literal["topic_recreated", "records_lost", "offset_reset", "sessions_lost"] = Field(
+        description="topic_recreated: the source was deleted and made anew. records_lost: its retention removed "
+        "records before they were read. offset_reset: the group's offset was moved on purpose. sessions_lost: saved "
+        "states were damaged or gone, so these sessions start anew."
+    )
+    id: str = Field(description="stream/topic/partition/offset/type: the same after a restart or a replay.")
+    stream: str
+    detail: str = Field(description="One sentence for people.")
+    source: Source = Field(description="Where in the stream's topic: the offset at which it was seen.")
+    since_ms: int | None = Field(description="Since when it has been so, milliseconds since 1970; null: not known.")
+    amount: int = Field(ge=0, description="How many records or sessions it concerns.")
+    amount_unit: Literal["records", "sessions"]
+    sessions: list[str] = Field(max_length=100, description="Sessions that were lost, the first hundred; else empty.")
+    detected_ms: int = Field(description="When the worker saw it, by its own clock; differs between deliveries.")
+
+
+class DeleteSession(_Message):
+    """A control: forget the session. Its key is delete/STREAM/SESSION, so compaction keeps the latest of each."""
+
+    type: Literal["delete_session"]
+    stream: str
+    session: str = Field(min_length=1)
+    issued_ms: int = Field(ge=0, description="When it was asked for, by the clock of who asked.")
+
+
 MESSAGES: dict[str, tuple[type[_Message], ...]] = {
     "anomalies": (RecordAnomaly, SessionAnomaly),
     "decisions": (RecordDecision, SessionDecision),
     "dead-letters": (DeadLetter,),
+    "drift": (Drift,),
+    "controls": (DeleteSession,),
 }

@@ -140,7 +140,9 @@ def test_config_schema_is_a_schema(offbeat: Offbeat) -> None:
         ("streams.*.time", "a..b", "'a..b' is no field"),
         ("streams.*.session.end_when", {"action": 1}, "compares a token field, so it must be text: write action: '1'"),
         ("streams.*.session.end_when", {"x": [1]}, "end_when.x is [1]; expected text, a number, or true or false"),
-        ("streams.*.topic", "t.dead-letters", "stream orders reads t.dead-letters, which this worker writes"),
+        ("streams.*.topic", "t.dead-letters", "stream orders reads t.dead-letters, which is a topic of Offbeat's own"),
+        ("streams.*.topic", "t.drift", "stream orders reads t.drift, which is a topic of Offbeat's own"),
+        ("streams.*.topic", "t.controls", "stream orders reads t.controls, which is a topic of Offbeat's own"),
         ("streams", {}, "streams is {}; expected at least 1"),
         ("streams", {"Ä": {}}, "streams.Ä.topic is missing"),
     ],
@@ -255,8 +257,14 @@ def test_a_section_that_is_empty_can_come_from_the_environment(
         (("score", "-s", "orders", "--input", "nope", "--output", "g"), "nope cannot be read: No such file"),
         (("produce", "f", "-s", "nope"), "the config has no stream 'nope'"),
         (("produce", "f", "-s", "orders", "--rate", "0"), "--rate"),
-        (("tail", "nonsense"), "'nonsense' is no output topic; there are anomalies, decisions, dead-letters"),
+        (("tail", "nonsense"), "'nonsense' is no output topic; there are anomalies, decisions, dead-letters, drift"),
         (("tail", "--limit", "0"), "--limit"),
+        (("sessions", "show", "a", "-s", "nope"), "the config has no stream 'nope'; it has: orders"),
+        (("sessions", "show", "", "-s", "orders"), "the session's name is empty, so no session can have it"),
+        (("sessions", "show", "\udcff", "-s", "orders"), "the session's name is no UTF-8 text, so no session can"),
+        (("sessions", "delete", "a", "-s", "nope", "--yes"), "the config has no stream 'nope'; it has: orders"),
+        (("sessions", "delete", "", "-s", "orders", "--yes"), "the session's name is empty, so no session can have it"),
+        (("sessions", "delete", "a", "-s", "orders", "--wait", "-1"), "--wait"),
         (("topics", "--create", "--delete"), "say either --create or --delete"),
         (("worker", "-c", "nope.yaml"), "there is no config file nope.yaml"),
     ],
@@ -442,7 +450,8 @@ def test_every_command_says_that_no_broker_answers(files: Stack) -> None:
     write_events(files.folder / "e.jsonl")
     commands = [
         ("worker",), ("produce", "e.jsonl", "-s", "orders"), ("tail",), ("topics",), ("topics", "--create"),
-        ("train", "-s", "orders", "--from-topic"),
+        ("train", "-s", "orders", "--from-topic"), ("sessions", "show", "a", "-s", "orders"),
+        ("sessions", "delete", "a", "-s", "orders", "--yes"), ("sessions", "delete", "a", "-s", "orders", "--verify"),
     ]  # fmt: skip
     running = [
         subprocess.Popen(
@@ -454,6 +463,17 @@ def test_every_command_says_that_no_broker_answers(files: Stack) -> None:
         out, err = process.communicate(timeout=60)
         done = Done(process.returncode, out, err)
         assert done.failed(1, f"no Kafka broker answers at {NO_BROKER}", "start one with `offbeat broker`"), err
+
+
+def test_delete_without_a_terminal(files: Stack) -> None:
+    """A script that does not say --yes deletes nothing; the exit code is 2."""
+    done = subprocess.run(
+        [*COMMAND, "sessions", "delete", "a", "-s", "orders"], cwd=files.folder, stdin=subprocess.DEVNULL,
+        capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert Done(done.returncode, done.stdout, done.stderr).failed(
+        2, "`offbeat sessions delete` asks before", "add --yes"
+    )
 
 
 # --- installed elsewhere ---------------------------------------------------------------------------------------------

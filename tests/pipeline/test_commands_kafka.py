@@ -13,8 +13,11 @@ from typing import Any
 
 import pytest
 from confluent_kafka import Producer
+from confluent_kafka.admin import AdminClient, NewTopic
 
-from tests.kafka import COMMAND, Stack, WorkerProcess, as_records, shop_events, wait_until
+from pipeline.drift import drift_output
+from pipeline.outputs import Place
+from tests.kafka import COMMAND, QUIET, Stack, WorkerProcess, as_records, shop_events, wait_until
 
 
 def failed(done: subprocess.CompletedProcess[str], code: int, *parts: str) -> bool:
@@ -53,12 +56,16 @@ def test_topics_are_listed_created_and_deleted(stack: Stack) -> None:
     def listed(*options: str) -> dict[str, dict[str, Any]]:
         return {row["topic"]: row for row in json.loads(stack.run("topics", "--json", *options).stdout)}
 
-    ours = {f"{stack.name}.{what}" for what in ("anomalies", "decisions", "dead-letters", "orders.changelog")}
+    kinds = ("anomalies", "decisions", "dead-letters", "drift", "controls", "orders.changelog")
+    ours = {f"{stack.name}.{what}" for what in kinds}
     before = listed()
     assert set(before) == ours | {stack.source}
     assert {name for name, row in before.items() if row["partitions"] is None} == ours
     created = listed("--create")
-    assert all(row["partitions"] == 4 for row in created.values())
+    one = f"{stack.name}.controls"
+    assert {name: row["partitions"] for name, row in created.items()} == {t: 4 for t in created} | {one: 1}
+    assert created[one]["role"] == "control"
+    assert created[one]["config"]["cleanup.policy"] == "compact"
     assert created[f"{stack.name}.orders.changelog"]["config"]["cleanup.policy"] == "compact"
     assert listed("--create") == created
     deleted = listed("--delete")
@@ -77,6 +84,14 @@ def test_a_changelog_has_as_many_partitions_as_its_source(stack: Stack) -> None:
     stack.run("topics", "--create")
     stack.configure()
     assert fails(stack, 1, ("worker",), "has 2 partitions but its source has 4", "another `app`")
+
+
+def test_controls_have_one_partition(stack: Stack) -> None:
+    """Controls in several partitions would have no order, so a worker refuses such a topic with a sentence."""
+    admin = AdminClient({"bootstrap.servers": stack.address, **QUIET})
+    name = f"{stack.name}.controls"
+    admin.create_topics([NewTopic(name, 2, 1)])[name].result(30)
+    assert fails(stack, 1, ("worker",), f"topic {name} has 2 partitions, but controls need exactly one")
 
 
 # --- produce and tail ------------------------------------------------------------------------------------------------
@@ -135,6 +150,33 @@ def test_tail(stack: Stack) -> None:
     (letter,) = stack.run("tail", "dead-letters", "--from-start", "--limit", "1").stdout.splitlines()
     assert letter.startswith(f"{stack.source}/")
     assert "not_json: " in letter
+
+
+def test_tail_drift(stack: Stack) -> None:
+    """Each kind of drift is a sentence with place and amount; a kind of a later version has its own words."""
+    stack.run("topics", "--create")
+    place = Place(stack.source, 3)
+    common: dict[str, Any] = {"stream": "orders", "place": place, "offset": 7, "now_ms": 1_800_000_000_123}
+    outputs = [
+        drift_output("topic_recreated", amount=2, detail="It has another id.", **common),
+        drift_output("records_lost", amount=1_200, detail="Retention.", since_ms=1_800_000_000_000, **common),
+        drift_output("offset_reset", amount=1, detail="It stood at 3.", **common),
+        drift_output("sessions_lost", amount=8, detail="Damaged.", sessions=[f"s-{n}" for n in range(8)], **common),
+    ]
+    later = json.loads(outputs[0].value) | {"type": "token_distribution", "detail": "More of pay."}
+    values = [*(o.value for o in outputs), json.dumps(later).encode()]
+    stack.produce([(outputs[0].key, value) for value in values], topic=f"{stack.name}.drift")
+    where, lines = f"{stack.source}/3", stack.run("tail", "drift", "--from-start", "--limit", "5").stdout.splitlines()
+    assert lines == [
+        f"2027-01-15 08:00:00.123  orders  {said}"
+        for said in (
+            f"{where} was made anew, 2 open sessions were closed. It has another id.",
+            f"{where} lost 1,200 records before they were read, since 2027-01-15 08:00:00.000. Retention.",
+            f"the offset of {where} was reset to 7, 1 open sessions were closed. It stood at 3.",
+            f"{where} lost the states of 8 sessions: s-0 s-1 s-2 s-3 s-4 and 3 more. Damaged.",
+            f"{where}: token_distribution (2 sessions). More of pay.",
+        )
+    ]
 
 
 def test_tail_shows_what_others_wrote(stack: Stack) -> None:

@@ -1,0 +1,53 @@
+"""Messages of the drift topic: what changed that is not about one record."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Literal
+
+import orjson
+
+from pipeline.outputs import Output, Place, event_headers, message_id
+
+Kind = Literal["topic_recreated", "records_lost", "offset_reset", "sessions_lost"]
+MAX_NAMED = 100  # sessions named in a message, so that it stays far below what Kafka takes
+_UNITS: dict[Kind, str] = {
+    "topic_recreated": "sessions", "records_lost": "records", "offset_reset": "sessions", "sessions_lost": "sessions",
+}  # fmt: skip
+
+
+def drift_output(
+    kind: Kind, *, stream: str, place: Place, offset: int, amount: int, detail: str, now_ms: int,
+    since_ms: int | None = None, sessions: Sequence[str] = (),
+) -> Output:  # fmt: skip
+    """Say that a partition's source or state changed. Pure: the same arguments give the same message.
+
+    Parameters
+    ----------
+    offset
+        Where in `place` it was seen: for `topic_recreated` and `offset_reset` where reading goes on, for
+        `records_lost` the first offset still there, for `sessions_lost` X + 1.
+    amount
+        Lost records for `records_lost`; else sessions: those that were closed, or that start anew.
+    detail
+        One sentence for people.
+    since_ms
+        Since when it has been so, where that is known.
+    sessions
+        Names of lost sessions; the first `MAX_NAMED` are written.
+    """
+    identity = message_id(stream, place, offset, kind)
+    body = {
+        "type": kind,
+        "id": identity,
+        "stream": stream,
+        "detail": detail,
+        "source": {"topic": place.topic, "partition": place.partition, "offset": offset},
+        "since_ms": since_ms,
+        "amount": amount,
+        "amount_unit": _UNITS[kind],
+        "sessions": list(sessions[:MAX_NAMED]),
+        "detected_ms": now_ms,
+    }
+    key = f"{stream}/{place.topic}/{place.partition}".encode()  # one partition's drift stays in order
+    return Output("drift", key, orjson.dumps(body), event_headers(stream, identity, "drift", now_ms))

@@ -1,0 +1,61 @@
+"""What the drift topic says: as `pipeline/wire.py` describes it, named for ever, and bounded."""
+
+from __future__ import annotations
+
+import json
+from typing import Any, get_args
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from pipeline.drift import MAX_NAMED, Kind, drift_output
+from pipeline.outputs import Output, Place
+from pipeline.wire import Drift
+from tests.pipeline.test_outputs import validate
+
+PLACE = Place("shop.orders", 3)
+KINDS: tuple[Kind, ...] = get_args(Kind)
+COMMON: dict[str, Any] = {"stream": "orders", "place": PLACE, "detail": "It was.", "now_ms": 1_800_000_000_123}
+
+
+def made(kind: Kind, **more: Any) -> Output:
+    return drift_output(kind, **{"offset": 7, "amount": 3} | COMMON | more)
+
+
+def test_the_kinds_are_those_of_the_schema() -> None:
+    """What can be built is what the schema lists."""
+    assert set(KINDS) == set(get_args(Drift.model_fields["type"].annotation))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_drift_is_as_the_wire_model_says(kind: Kind) -> None:
+    """Each kind validates strictly, with key, id and headers as every output has them."""
+    output = made(kind)
+    message = validate(output)
+    assert (output.topic, output.key) == ("drift", b"orders/shop.orders/3")
+    assert message.id == f"orders/shop.orders/3/7/{kind}"
+    assert dict(output.headers) == {
+        "ce_specversion": b"1.0", "ce_id": message.id.encode(), "ce_source": b"/offbeat/orders",
+        "ce_type": b"io.offbeat.drift", "ce_time": b"2027-01-15T08:00:00.123Z", "content-type": b"application/json",
+    }  # fmt: skip
+    assert message.amount_unit == ("records" if kind == "records_lost" else "sessions")
+
+
+@given(
+    st.sampled_from(KINDS), st.integers(0, 2**62), st.integers(0, 2**62), st.none() | st.integers(0, 2**50),
+    st.lists(st.text(min_size=1), max_size=130),
+)  # fmt: skip
+def test_any_drift_validates(kind: Kind, offset: int, amount: int, since_ms: int | None, names: list[str]) -> None:
+    """Whatever the numbers and names, the message holds; names beyond the first hundred are left to the amount."""
+    message = validate(made(kind, offset=offset, amount=amount, since_ms=since_ms, sessions=names))
+    assert (message.source.offset, message.amount, message.since_ms) == (offset, amount, since_ms)
+    assert message.sessions == names[:MAX_NAMED]
+
+
+def test_drift_is_pure() -> None:
+    """The same arguments give the same message; another kind, place or offset another id."""
+    assert made("offset_reset") == made("offset_reset")
+    others = [made("offset_reset"), made("records_lost"), made("offset_reset", offset=8)]
+    others.append(made("offset_reset", place=Place("shop.orders", 2)))
+    assert len({json.loads(o.value)["id"] for o in others}) == 4
