@@ -155,6 +155,7 @@ def remember(
         i = record[o]
         if first[i]:
             counted[s], worst[s], worst_offset[s] = 0, -np.inf, NO_OFFSET
+            context_ms[s], context_tokens[s] = 0, 0  # nothing of an earlier session of that name
         at = counted[s] % width
         context_ms[s, at] = time_ms[i]
         context_tokens[s, at] = hashes[i]

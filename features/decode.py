@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from operator import attrgetter
@@ -87,22 +88,21 @@ class Events:
         return len(self.offsets)
 
     def pieces(self, max_sessions: int) -> Iterator[Events]:
-        """Cut into runs of events with at most `max_sessions` distinct sessions each; rejects go with the first."""
+        """Cut into runs of events with at most `max_sessions` distinct sessions each, with the rejects among them."""
         if len(self.sessions) <= max_sessions:
             yield self
             return
         low, seen = 0, set[int]()
-        rejects, tombstones = self.rejects, self.tombstones
+        rejects, tombstones = deque(self.rejects), self.tombstones
         for i, number in enumerate(self.session.tolist()):
             if number not in seen and len(seen) == max_sessions:
-                yield self._piece(low, i, rejects, tombstones)
-                low, seen, rejects, tombstones = i, set(), [], 0
+                before = []
+                while rejects and rejects[0].index < self.index[i]:
+                    before.append(rejects.popleft())
+                yield self._piece(low, i, before, tombstones)
+                low, seen, tombstones = i, set(), 0
             seen.add(number)
-        yield self._piece(low, len(self), rejects, tombstones)
-
-    def nothing(self) -> Events:
-        """No events, at the same place in the partition."""
-        return self._piece(len(self), len(self), [], 0)
+        yield self._piece(low, len(self), list(rejects), tombstones)
 
     def _piece(self, low: int, high: int, rejects: list[Reject], tombstones: int) -> Events:
         part = slice(low, high)

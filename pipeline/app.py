@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from typing import Any
 
 from aiokafka import AIOKafkaProducer
@@ -10,19 +11,30 @@ from aiokafka import AIOKafkaProducer
 from detectors.parts import Learned
 from pipeline.agents.score import add_scoring_agent
 from pipeline.clients import Clients
+from pipeline.cold_rows import Memory
+from pipeline.context import StreamContext
+from pipeline.control_reader import ControlReader
+from pipeline.health import Health
 from pipeline.instance import Instance
 from pipeline.metrics import Metrics
 from pipeline.outputs import Output
-from pipeline.partition import StreamContext
+from pipeline.pulse import SESSION_TIMEOUT_S
 from pipeline.recovery import Recovery
 from pipeline.serving import make_decoder, make_parts, state_fingerprint
 from pipeline.settings import Settings, StreamSettings
-from pipeline.topics import OUTPUTS, changelog_topic, output_topic
-from pipeline.transport import SESSION_TIMEOUT_S, SliceApp
+from pipeline.standby import Standbys
+from pipeline.topic_ids import TopicIds
+from pipeline.topics import OUTPUTS, changelog_topic, controls_topic, output_topic
+from pipeline.transport import SliceApp
 
 _LEAST_HOT = 64  # rows a partition may always keep, however many partitions share the budget
 _STOP_TIMEOUT_S = 3.0
 _COMMITS_PER_S = 50  # of a worker at most: each is a transaction, and brokers feel them
+_LEAST_IDLE_MS = 60_000
+
+
+def _now_ms() -> int:
+    return time.time_ns() // 1_000_000
 
 
 class Outbox:
@@ -46,6 +58,10 @@ class Outbox:
             await asyncio.wait([asyncio.create_task(self._producer.stop())], timeout=_STOP_TIMEOUT_S)
             self._producer = None
 
+    def topic(self, what: str) -> str:
+        """Name of an output's topic."""
+        return self._topics[what]
+
     async def send(self, output: Output) -> asyncio.Future[Any]:
         """Hand a message over; waits while the producer's buffer is full. The future is done when the broker has it."""
         assert self._producer is not None, "start comes first"
@@ -64,8 +80,9 @@ class Outbox:
 
 
 def build_app(
-    settings: Settings, learned: dict[str, Learned | None], instance: Instance, metrics: Metrics, partitions: int
-) -> SliceApp:
+    settings: Settings, learned: dict[str, Learned | None], instance: Instance, metrics: Metrics, health: Health,
+    partitions: int, *, accepts_reset: bool = False,
+) -> SliceApp:  # fmt: skip
     """Make the Faust app of a worker.
 
     Parameters
@@ -75,33 +92,46 @@ def build_app(
     partitions
         Source partitions of all streams together; a worker may be assigned all of them, so the budget of hot rows is
         divided by that.
+    accepts_reset
+        Whether a group's offset that an operator has moved is followed; sessions close then.
     """
     clients = Clients(settings)
-    recovery, outbox = Recovery(clients), Outbox(settings, clients, metrics)
+    topic_ids, outbox = TopicIds(clients), Outbox(settings, clients, metrics)
+    recovery = Recovery(clients, topic_ids, _now_ms)
+    controls, memory = ControlReader(clients, controls_topic(settings)), Memory()
     capacity = max(_LEAST_HOT, settings.state.hot_sessions // max(1, partitions))
     interval_s = max(settings.checkpoint_interval / 1000, partitions / _COMMITS_PER_S)
 
     def context(name: str, stream: StreamSettings) -> StreamContext:
+        idle_ms = stream.session.idle or max(_LEAST_IDLE_MS, stream.session.gap)
         return StreamContext(
-            name=name, group=settings.app, fingerprint=state_fingerprint(stream),
-            changelog=changelog_topic(settings, name), starts_latest=stream.start == "latest", capacity=capacity,
-            checkpoint_interval_s=interval_s, folder=instance.folder / settings.app,
-            decoder=make_decoder(stream), make_parts=lambda: make_parts(name, stream, learned[name]),
+            name=name, group=settings.app, fingerprint=state_fingerprint(settings, name),
+            changelog=changelog_topic(settings, name), starts_latest=stream.start == "latest",
+            exactly_once=settings.delivery == "exactly_once", accepts_reset=accepts_reset, capacity=capacity,
+            checkpoint_interval_s=interval_s, idle_s=idle_ms / 1000, folder=instance.folder / settings.app,
+            memory=memory, decoder=make_decoder(stream), make_parts=lambda: make_parts(settings, name, learned[name]),
             sample=settings.decisions.sample, make_producer=clients.transactional_producer, recovery=recovery,
-            send=outbox.send, metrics=metrics,
+            controls=controls, topic_ids=topic_ids, send=outbox.send, output_topic=outbox.topic, metrics=metrics,
+            health=health,
         )  # fmt: skip
+
+    contexts = {stream.topic: context(name, stream) for name, stream in settings.streams.items()}
+    standbys = Standbys(contexts, clients)
+    metrics.standbys.set_function(lambda: len(standbys.followed))
 
     async def start() -> None:
         await recovery.start()
         await outbox.start()
+        await controls.start()
 
     async def stop() -> None:
+        await controls.stop()
         await outbox.stop()
         await recovery.stop()
 
     app = SliceApp(
-        settings.app, contexts={stream.topic: context(name, stream) for name, stream in settings.streams.items()},
-        clients=clients, recovery=recovery, instance=instance.name, start=start, stop=stop,
+        settings.app, contexts=contexts, clients=clients, recovery=recovery, instance=instance.name,
+        standbys=standbys, standby_replicas=settings.state.standby_replicas, health=health, start=start, stop=stop,
         broker=[f"kafka://{server.strip()}" for server in settings.broker.split(",")],
         web_enabled=False, topic_disable_leader=True, stream_wait_empty=False, stream_recovery_delay=0.0,
         stream_buffer_maxsize=16, broker_session_timeout=SESSION_TIMEOUT_S, topic_allow_declare=False,

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import logging
+import os
 import sys
+import threading
 from pathlib import Path
 from typing import Annotated, NoReturn
 
@@ -16,8 +19,11 @@ app = typer.Typer(
 )  # fmt: skip
 config_app = typer.Typer(no_args_is_help=True, help="Show, check or describe the config.")
 app.add_typer(config_app, name="config")
+sessions_app = typer.Typer(no_args_is_help=True, help="Show or delete a session that the state holds.")
+app.add_typer(sessions_app, name="sessions")
 
 Config = Annotated[Path, typer.Option("--config", "-c", help="The config file.")]
+Session = Annotated[str, typer.Argument(metavar="KEY", help="The session's name, which is its records' key.")]
 Stream = Annotated[str, typer.Option("--stream", "-s", help="Name of the stream in the config.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON, for scripts.")]
 CONFIG = Path("offbeat.yaml")
@@ -25,26 +31,39 @@ CONFIG = Path("offbeat.yaml")
 
 def main() -> NoReturn:
     """Run a command; an expected error becomes one sentence and its exit code, without a traceback."""
+    code = _run()
+    if any(not thread.daemon for thread in threading.enumerate() if thread is not threading.main_thread()):
+        # Threads that a library left behind (Faust's consumer after a crash) must not keep a worker from ending.
+        logging.shutdown()
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
+    sys.exit(code)
+
+
+def _run() -> int:
     from models.errors import ModelError
 
     try:
         code = app(prog_name="offbeat", standalone_mode=False)
-        sys.exit(code if isinstance(code, int) else 0)
+        return code if isinstance(code, int) else 0
     except (OffbeatError, ModelError) as error:
         print(f"offbeat: {error}", file=sys.stderr)
-        sys.exit(error.exit_code)
+        return error.exit_code
     except typer.TyperException as error:  # wrong options
         command = getattr(getattr(error, "ctx", None), "command_path", "offbeat")
         if text := error.format_message().rstrip("."):  # none where the help was shown instead
             print(f"offbeat: {text}; see `{command} --help`", file=sys.stderr)
-        sys.exit(error.exit_code)
+        return int(error.exit_code)
     except (typer.Abort, KeyboardInterrupt):
         print("offbeat: interrupted", file=sys.stderr)
-        sys.exit(130)
+        return 130
+    except SystemExit as end:  # Faust's word for a crash it has logged
+        return end.code if isinstance(end.code, int) else int(end.code is not None)
     except OSError as error:  # a full disk, a folder that may not be written
         where = "" if error.filename is None else f"{error.filename}: "
         print(f"offbeat: {where}{error.strerror or error}", file=sys.stderr)
-        sys.exit(1)
+        return 1
 
 
 def _version(wanted: bool) -> None:
@@ -88,12 +107,18 @@ def broker(
 
 
 @app.command()
-def worker(config: Config = CONFIG) -> None:
+def worker(
+    config: Config = CONFIG,
+    accept_reset: Annotated[
+        bool,
+        typer.Option("--accept-reset", help="The group's offset was moved on purpose: close all sessions and follow."),
+    ] = False,
+) -> None:
     """Score streams: start as many as you like, they share the partitions."""
     from pipeline.settings import load_settings
     from pipeline.worker import run_worker
 
-    run_worker(load_settings(config))
+    run_worker(load_settings(config), accepts_reset=accept_reset)
 
 
 @app.command()
@@ -154,7 +179,7 @@ def produce(
 
 @app.command()
 def tail(
-    what: Annotated[str, typer.Argument(help="anomalies, decisions or dead-letters.")] = "anomalies",
+    what: Annotated[str, typer.Argument(help="anomalies, decisions, dead-letters or drift.")] = "anomalies",
     config: Config = CONFIG,
     from_start: Annotated[bool, typer.Option("--from-start", help="Begin with what the topic holds.")] = False,
     limit: Annotated[int | None, typer.Option(min=1, help="Stop after this many.")] = None,
@@ -184,6 +209,44 @@ def topics(
         message = "say either --create or --delete"
         raise UsageError(message)
     manage_topics(load_settings(config), create=create, delete=delete, as_json=as_json)
+
+
+@sessions_app.command("show")
+def sessions_show(
+    key: Session,
+    stream: Stream,
+    config: Config = CONFIG,
+    all_partitions: Annotated[
+        bool, typer.Option("--all-partitions", help="Search all, for producers that place keys in their own way.")
+    ] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Say what the state holds of a session."""
+    from pipeline.session_commands import show_session
+    from pipeline.settings import load_settings
+
+    show_session(load_settings(config), stream, key, all_partitions=all_partitions, as_json=as_json)
+
+
+@sessions_app.command("delete")
+def sessions_delete(
+    key: Session,
+    stream: Stream,
+    config: Config = CONFIG,
+    yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")] = False,
+    verify: Annotated[
+        bool,
+        typer.Option("--verify", help="List where it is gone and until when it is kept; without --yes only that."),
+    ] = False,
+    wait: Annotated[float, typer.Option(min=0, help="Seconds to wait until a worker has applied it.")] = 30.0,
+    as_json: AsJson = False,
+) -> None:
+    """Forget a session: workers apply it at their next checkpoint."""
+    from pipeline.session_commands import delete_session
+    from pipeline.settings import load_settings
+
+    settings = load_settings(config)
+    raise typer.Exit(delete_session(settings, stream, key, yes=yes, verify=verify, wait_s=wait, as_json=as_json))
 
 
 @config_app.command("show")

@@ -29,9 +29,13 @@ class Clients:
         # librdkafka logs to stderr by itself; what matters reaches us as errors, and users as one sentence.
         return {"bootstrap.servers": self.servers, "log_level": 0, "error_cb": _ignore, **extra}
 
+    def unchecked_admin(self) -> AdminClient:
+        """The same, for workers that live through outages: nobody has asked whether a broker answers."""
+        return AdminClient(self._confluent({}))
+
     def admin(self) -> AdminClient:
         """A client for topics, connected."""
-        admin = AdminClient(self._confluent({}))
+        admin = self.unchecked_admin()
         try:
             admin.list_topics(timeout=CONNECT_TIMEOUT_S)
         except KafkaException as error:
@@ -57,6 +61,25 @@ class Clients:
                     "isolation.level": "read_committed",
                     "enable.partition.eof": False,
                     "fetch.queue.backoff.ms": 10,
+                }
+            )
+        )
+
+    def changelog_consumer(self) -> Consumer:
+        """For recovery: assigned by hand, read_committed, large fetches, tells the end of each partition."""
+        return Consumer(
+            self._confluent(
+                {
+                    "group.id": "offbeat-recovery",  # librdkafka wants one; nothing joins or commits
+                    "enable.auto.commit": False,
+                    "enable.auto.offset.store": False,
+                    "auto.offset.reset": "error",
+                    "isolation.level": "read_committed",
+                    "enable.partition.eof": True,
+                    "fetch.queue.backoff.ms": 10,
+                    "fetch.wait.max.ms": 50,
+                    "max.partition.fetch.bytes": 8 << 20,
+                    "queued.max.messages.kbytes": 16_384,  # memory a replay takes, beside the batch it writes
                 }
             )
         )
@@ -90,11 +113,11 @@ class Clients:
             rebalance_timeout_ms=30_000, request_timeout_ms=40_000,
         )  # fmt: skip
 
-    def changelog_consumer(self) -> AIOKafkaConsumer:
-        """For recovery: no group, read_committed, large fetches."""
+    def control_consumer(self) -> AIOKafkaConsumer:
+        """For controls: no group, all of the topic by hand."""
         return AIOKafkaConsumer(
             bootstrap_servers=self.servers, isolation_level="read_committed", enable_auto_commit=False,
-            auto_offset_reset="none", fetch_max_wait_ms=50, max_partition_fetch_bytes=8 << 20,
+            auto_offset_reset="earliest", fetch_max_wait_ms=500,
         )  # fmt: skip
 
     def end_offset_consumer(self) -> AIOKafkaConsumer:

@@ -56,6 +56,34 @@ class Metrics:
             "offbeat_restored_rows", "Rows read from the changelog when partitions were opened.", ("stream",),
             registry=registry,
         )  # fmt: skip
+        self.recovery_rows = Gauge(
+            "offbeat_recovery_rows_per_second", "Rows replayed per second while a partition is being recovered.",
+            _BY_PARTITION, registry=registry,
+        )  # fmt: skip
+        self.recovery_left = Gauge(
+            "offbeat_recovery_seconds_left", "How long the recovery of a partition will take yet, at its pace so far.",
+            _BY_PARTITION, registry=registry,
+        )  # fmt: skip
+        self.rebuilds = Counter(
+            "offbeat_rebuilds", "Partitions whose rows were found damaged on disk and read anew from the changelog.",
+            ("stream",), registry=registry,
+        )  # fmt: skip
+        self.changes = Counter(
+            "offbeat_stream_changes", "Topics made anew, offsets reset, records or sessions lost; see the drift topic.",
+            ("stream", "type"), registry=registry,
+        )  # fmt: skip
+        self.lost_records = Counter(
+            "offbeat_lost_records", "Records that retention deleted before they were read.", ("stream",),
+            registry=registry,
+        )  # fmt: skip
+        self.lost_sessions = Counter(
+            "offbeat_lost_sessions", "Sessions that began anew because their rows were damaged everywhere.",
+            ("stream",), registry=registry,
+        )  # fmt: skip
+        self.standbys = Gauge(
+            "offbeat_standby_partitions", "Partitions of other workers whose changelog this one follows.",
+            registry=registry,
+        )  # fmt: skip
         self.failures = Counter(
             "offbeat_partition_failures", "Partitions thrown out of memory and opened anew.", ("stream",),
             registry=registry,
@@ -67,7 +95,14 @@ class Metrics:
 
     def forget(self, stream: str, partition: int) -> None:
         """Drop the series of a partition that is no longer ours."""
-        for gauge in (self.lag, self.checkpoint_age, self.sessions, self.hot):
+        for gauge in (
+            self.lag,
+            self.checkpoint_age,
+            self.sessions,
+            self.hot,
+            self.recovery_rows,
+            self.recovery_left,
+        ):
             try:
                 gauge.remove(stream, str(partition))
             except KeyError:  # it was never opened

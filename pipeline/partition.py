@@ -1,76 +1,49 @@
-"""One source partition of this worker: opened, scored slice by slice, checkpointed, closed.
+"""One source partition of this worker: scored slice by slice, checkpointed, closed.
 
-A new object is made for every opening, so a slice that was fetched for an older one is never scored.
+A new object is made for every opening, so a slice that was fetched for an older one is never scored. What it holds
+(`pipeline/holding.py`, where the checkpoint's steps 1 to 4 stand too) may be passed on to the next.
 
-The checkpoint, taken between two slices after record X:
-
-0. Copy the changed rows and the partition row as they stand after X.
-1. Wait until the outputs of all records up to X are acknowledged.
-2. Write the copies to the changelog.
-3. Make X + 1 the group's offset. 2 and 3 are one Kafka transaction.
-4. Write the copies and the changelog position to RocksDB, in one batch.
-
-Scoring goes on during 1 to 4, at most one checkpoint ahead. A step that fails leaves nothing durable ahead of its
-offset; the partition is thrown out of memory and opened again.
+Scoring goes on during steps 1 to 4, at most one checkpoint ahead. A step that fails throws the partition out of memory,
+and it is opened again from what is durable. What changes verdicts without being a record (a deletion, the idle clock)
+takes effect between two slices, and the next slice waits until a checkpoint has committed it: so a replay finds it in
+force from the same record on.
 """
 
 from __future__ import annotations
 
 import asyncio
-import time
+import math
 from collections.abc import Awaitable, Callable, Sequence
-from dataclasses import dataclass
-from pathlib import Path
+from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
-import orjson
-from aiokafka import AIOKafkaProducer, TopicPartition
 from aiokafka.errors import ProducerFenced
 
-from detectors.parts import Parts
 from detectors.rows import PartitionState
-from features.decode import Decoder, Events
-from pipeline.cold_rows import PARTITION, ColdRows
-from pipeline.errors import StateError
+from features.decode import Events
+from pipeline.context import StreamContext
+from pipeline.drift import drift_output
+from pipeline.errors import DamagedStateError, StaleStateError
 from pipeline.failpoints import passed
+from pipeline.holding import Copies, Finding, Holding, end_task
 from pipeline.logs import get_logger
-from pipeline.metrics import Metrics
 from pipeline.outputs import Emitter, Output, Place
-from pipeline.recovery import Clock, Recovery
+from pipeline.partition_row import PartitionRow
+from pipeline.pulse import Pulse
+from pipeline.recovery import Replay
 from pipeline.slices import process_slice
-from pipeline.store import RowStore
+from pipeline.wire import DeleteSession
 
-OPEN_TIMEOUT_S = 600.0  # replaying a long changelog takes minutes
-CHECKPOINT_TIMEOUT_S = 12.0  # within the transaction timeout of 15 s
 CLOSE_TIMEOUT_S = 5.0  # a revoke waits that long for a last checkpoint
-STOP_TIMEOUT_S = 2.0
 _QUEUED_SLICES = 2
-_ROW_FORMAT = 1
+_LOOK_S = 0.5  # for a partition without records: controls, the idle clock, the pulse
+_PULSE_S = 0.05
+_PIECE = 2_000  # sessions ended in one go: some 20 ms
+_MOST_CHANGED = 8_000  # copying more would hold up the event loop for over 100 ms
+_MOST_UNSENT = 4 << 20  # bytes of outputs that wait for their transaction
 
 log = get_logger()
-
-
-@dataclass(frozen=True)
-class StreamContext:
-    """What all partitions of a stream share."""
-
-    name: str
-    group: str
-    fingerprint: str
-    changelog: str
-    starts_latest: bool
-    capacity: int
-    checkpoint_interval_s: float
-    folder: Path
-    decoder: Decoder
-    make_parts: Callable[[], Parts]
-    sample: float
-    make_producer: Callable[[str], AIOKafkaProducer]
-    recovery: Recovery
-    send: Callable[[Output], Awaitable[asyncio.Future[Any]]]  # the future is done when the broker has it
-    metrics: Metrics
-    monotonic: Clock = time.monotonic
-    now_ms: Callable[[], int] = lambda: time.time_ns() // 1_000_000
 
 
 @dataclass(frozen=True)
@@ -82,32 +55,50 @@ class Slice:
     highwater: int | None
 
 
-class Partition:
-    """Rows, store, transactional producer and checkpoints of one opening of a source partition."""
+@dataclass(frozen=True)
+class Worker:
+    """What a partition asks of the worker around it.
 
-    def __init__(
-        self,
-        context: StreamContext,
-        place: Place,
-        generation: int,
-        on_failure: Callable[[Partition, BaseException], None],
-    ) -> None:
+    Attributes
+    ----------
+    committed
+        The group's offset of the partition.
+    read_to_end
+        Whether everything the topic holds has been fetched.
+    """
+
+    pulse: Pulse
+    committed: Callable[[], Awaitable[int | None]]
+    read_to_end: Callable[[], Awaitable[bool]]
+    on_failure: Callable[[Partition, BaseException], None]
+
+
+class Partition:
+    """Queue, scoring and checkpoints of one opening of a source partition."""
+
+    def __init__(self, context: StreamContext, place: Place, generation: int, worker: Worker) -> None:
         self.context, self.place, self.generation = context, place, generation
         self.slices: asyncio.Queue[Slice] = asyncio.Queue(maxsize=_QUEUED_SLICES)
         self.closed = False
-        self.opened_at = 0  # next offset when it was opened
+        self.opened_at = 0
         self.fenced = False  # somebody else took the partition over, as closing it has shown
         self.state = PartitionState(0)
-        self._on_failure = on_failure
-        self._parts = context.make_parts()
-        self._emitter = Emitter(self._parts, place, context.sample)
-        self._opening: asyncio.Task[ColdRows] | None = None
-        self._cold: ColdRows | None = None
-        self._store: RowStore | None = None
-        self._producer: AIOKafkaProducer | None = None
+        self._worker = worker
+        self._holding = Holding(context, place)
+        self._emitter: Emitter
+        self._row: PartitionRow  # but for what scoring changes
+        self._nothing: Events = context.decoder.decode([], check_key=True)
         self._sent: list[asyncio.Future[Any]] = []
-        self._scoring = False  # between two slices all outputs of `state` have been handed over; within one not
+        self._unsent: list[Output] = []
+        self._unsent_bytes = 0
+        self._controls: list[tuple[int, DeleteSession]] = []
+        self._piece = max(1, min(_PIECE, context.capacity // 4))  # sessions at a time
+        self._most_changed = max(1, min(_MOST_CHANGED, context.capacity // 2))  # rows, then a checkpoint is due
+        self.in_transit = 0  # slices fetched and not yet in the queue
+        self._whole = asyncio.Lock()  # held while state, rows and outputs are not in step with each other
         self._due = 0.0
+        self._committed_at = -math.inf  # when the last checkpoint that succeeded began
+        self._quiet_since = context.monotonic()
         self._uncovered_since: float | None = None  # since when records wait for a checkpoint to begin
         self._covering_since: float | None = None  # likewise those of the checkpoint under way
         self._inflight: asyncio.Task[None] | None = None
@@ -115,123 +106,125 @@ class Partition:
 
     # --- opening -------------------------------------------------------------------------------------------------
 
-    async def open(self, read_committed: Callable[[], Awaitable[int | None]]) -> None:
-        """Take the partition over; afterwards `state.next_offset` is where to read on.
+    async def open(self, kept: Holding | None, *, rebuild: bool = False) -> None:
+        """Take the partition over, or up again; afterwards `opened_at` is where to read on.
 
-        The order matters: (1) fence the predecessor, so that nothing more can change; (2) restore the rows; (3) only
-        now read the group's offset, with `read_committed`, and compare it.
+        Parameters
+        ----------
+        kept
+            What the worker held of it when it was last revoked, if it kept that.
+        rebuild
+            Rows on disk were found damaged: read all of the changelog.
         """
-        context, topic, p = self.context, self.place.topic, self.place.partition
-        began = context.monotonic()
-        # (1) ends the predecessor's transaction and shuts it out
-        self._producer = context.make_producer(f"{context.group}/{context.name}/{p}")
-        await self._producer.start()
-        passed("open/fenced")
-        # (2)
-        self._opening = asyncio.create_task(asyncio.to_thread(ColdRows, context.folder / f"{context.name}-{p}"))
-        self._cold = await asyncio.shield(self._opening)  # a thread cannot be cancelled: `close` waits for it
-        restored = await context.recovery.restore(self._cold, TopicPartition(context.changelog, p), context.now_ms)
-        self._store = RowStore(self._parts.shape, self._parts.rules.gap_ms, context.capacity, self._cold)
-        passed("open/restored")
-        sessions = self._store.arm_saved()
-        source = TopicPartition(topic, p)
-        saved = self._cold.get(PARTITION)
-        if saved is None:
-            self._refuse_lost_state(await read_committed())
-            self.state = PartitionState(await context.recovery.start_of(source, latest=context.starts_latest))
-            await self._transact(self._copies({}), [], self.state.next_offset)  # so that "latest" is decided once
+        context, began = self.context, self.context.monotonic()
+        if kept is None:
+            await self._holding.open(self._worker.committed, self._watch, rebuild=rebuild)
         else:
-            self.state = await self._resume(saved, source, await read_committed())  # (3)
-        passed("open/compared")
-        self.opened_at = self.state.next_offset
+            self._holding = kept
+            await kept.resume(self._worker.committed)
+        holding = self._holding
+        self._row, self.state = holding.row, holding.state
+        self._emitter = Emitter(holding.parts, replace(self.place, epoch=self._row.epoch), context.sample)
+        self.opened_at = holding.findings[-1].offset if holding.findings else self.state.next_offset
         self._due = context.monotonic() + context.checkpoint_interval_s
-        context.metrics.restored.labels(context.name).inc(restored)
+        replayed = 0 if kept else holding.replayed
+        context.metrics.restored.labels(context.name).inc(replayed)
+        context.metrics.recovery_left.labels(context.name, str(self.place.partition)).set(0.0)
         log.info(
-            "partition opened", stream=context.name, partition=p, next_offset=self.state.next_offset,
-            open_sessions=sessions, changelog_rows=restored, seconds=round(context.monotonic() - began, 3),
+            "partition opened", stream=context.name, partition=self.place.partition, next_offset=self.opened_at,
+            open_sessions=holding.store.open_sessions, changelog_rows=replayed, kept=kept is not None,
+            seconds=round(context.monotonic() - began, 3),
         )  # fmt: skip
 
-    def _refuse_lost_state(self, committed: int | None) -> None:
-        """Row and offset are written in one transaction, so an offset without a row means that rows were lost."""
-        if committed is not None:
-            message = (
-                f"the group's offset of {self.place.topic}/{self.place.partition} is {committed}, but its saved "
-                f"sessions are gone (was {self.context.changelog} deleted?); begin anew with another `app`"
-            )
-            raise StateError(message)
+    def _watch(self, replay: Replay) -> None:
+        """Compaction and markers leave holes in the log, so how many rows are to come is a guess from those so far."""
+        total = replay.rows * replay.total // max(1, replay.done)
+        context, labels = self.context, (self.context.name, str(self.place.partition))
+        context.health.recovering(context.name, self.place.partition, replay.rows, total)
+        context.metrics.recovery_rows.labels(*labels).set(replay.rows_per_s)
+        context.metrics.recovery_left.labels(*labels).set(replay.seconds_left or 0.0)
 
-    async def _resume(self, saved: bytes, source: TopicPartition, committed: int | None) -> PartitionState:
-        """The partition row as state, checked against config, group and source."""
-        row = orjson.loads(saved)
-        if row["format"] != _ROW_FORMAT:
-            message = (
-                f"a saved partition row has format {row['format']}, this version reads {_ROW_FORMAT}: upgrade offbeat"
-            )
-            raise StateError(message)
-        where = f"{self.place.topic}/{self.place.partition}"
-        if row["fingerprint"] != self.context.fingerprint:
-            message = (
-                f"the section of stream {self.context.name} changed in a way its saved sessions cannot follow "
-                "(session, time, tokens or model); take the change back, or begin anew with another `app`"
-            )
-            raise StateError(message)
-        state = PartitionState(row["next_offset"], row["watermark_ms"], row["records"])
-        if committed is not None and committed != state.next_offset:
-            message = (
-                f"the group's offset of {where} is {committed}, but the saved sessions stand at {state.next_offset}: "
-                "somebody reset it, and sessions cannot be rewound. Set it back to "
-                f"{state.next_offset} (kafka-consumer-groups --reset-offsets), or begin anew with another `app`"
-            )
-            raise StateError(message)
-        low, high = await self.context.recovery.bounds_of(source)
-        if state.next_offset > high:
-            message = (
-                f"the saved sessions of {where} stand at offset {state.next_offset}, but the topic ends at {high}: it "
-                "was deleted and made anew. Begin anew with another `app`"
-            )
-            raise StateError(message)
-        if state.next_offset < low:
-            log.error("records lost to retention", topic=where, first=state.next_offset, count=low - state.next_offset)
-            state = PartitionState(low, state.watermark_ms, state.records)
-        return state
+    @property
+    def saved_offset(self) -> int:
+        """X + 1 of the last checkpoint."""
+        return self._holding.row.next_offset
+
+    @property
+    def topic_id(self) -> str:
+        """Of the topic that is being read."""
+        return self._row.topic_id
+
+    @property
+    def is_at_rest(self) -> bool:
+        """Whether nothing waits to be scored or saved."""
+        return self.slices.empty() and not self._whole.locked() and self.uncovered_s() == 0.0
 
     def start(self) -> None:
         """Begin to score what arrives in `slices`."""
         labels = (self.context.name, str(self.place.partition))
+        if self.closed:  # it failed before it began
+            return
         self.context.metrics.checkpoint_age.labels(*labels).set_function(self.uncovered_s)
+        self.context.health.opened(self.context.name, self.place.partition)
+        self.context.controls.follow(self.context.name, self._holding.row.controls, self)
         self._task = asyncio.create_task(self._run())
 
     # --- scoring -------------------------------------------------------------------------------------------------
 
     async def _run(self) -> None:
         try:
+            await self._whenever_whole(self._begin)
             while not self.closed:
                 slice_ = await self._next_slice()
+                await self._heartbeat()
                 if slice_ is not None:
-                    self._scoring = True
-                    await self._score(slice_)
-                    self._scoring = False
+                    await self._whenever_whole(partial(self._score, slice_))
+                if self._controls:
+                    await self._whenever_whole(self._apply_controls)
+                elif self._is_idle():
+                    await self._whenever_whole(self._end_idle_sessions)
                 if self._is_due():
-                    await self.checkpoint()
+                    await self._whenever_whole(self.checkpoint)
                 self._observe()
         except asyncio.CancelledError:
             raise
         except Exception as error:  # whatever it was, rows in memory can no longer be trusted
-            self._on_failure(self, error)
+            self._fail(error)
+
+    async def _whenever_whole(self, work: Callable[[], Awaitable[None]]) -> None:
+        """Do what changes state, rows or outputs; not any more once `close` has begun."""
+        async with self._whole:
+            if not self.closed:
+                await work()
 
     async def _next_slice(self) -> Slice | None:
-        """The next slice, or None when a checkpoint is due before one comes."""
-        if self._uncovered_since is None:
-            return await self.slices.get()
+        """The next slice, or None when it is time to look for something else."""
+        wait = _LOOK_S
+        if self._uncovered_since is not None:
+            wait = max(0.0, min(wait, self._due - self.context.monotonic()))
         try:
-            return await asyncio.wait_for(self.slices.get(), max(0.0, self._due - self.context.monotonic()))
+            return await asyncio.wait_for(self.slices.get(), wait)
         except TimeoutError:
             return None
 
+    @property
+    def _is_ours(self) -> bool:
+        """False where the group may have given the partition to another: we were stopped for too long, and woken."""
+        return self._worker.pulse.is_alive(self._committed_at)
+
+    async def _heartbeat(self) -> None:
+        """Wait until the group is known to count on us."""
+        if not self._is_ours:
+            log.warning("waiting for a heartbeat", stream=self.context.name, partition=self.place.partition)
+        while not self._is_ours and not self.closed:
+            await asyncio.sleep(_PULSE_S)
+
     def _is_due(self) -> bool:
-        store, capacity = self._opened_store(), self.context.capacity
+        store, context = self._holding.store, self.context
         return self._uncovered_since is not None and (
-            self.context.monotonic() >= self._due or store.changed * 2 >= capacity
+            context.monotonic() >= self._due
+            or store.changed >= self._most_changed
+            or self._unsent_bytes >= _MOST_UNSENT
         )
 
     async def _score(self, slice_: Slice) -> None:
@@ -241,31 +234,46 @@ class Partition:
         if records[0].offset < self.state.next_offset:
             message = f"slice at {records[0].offset} lies before {self.state.next_offset}"
             raise RuntimeError(message)
-        for reject in events.rejects:
-            await self._send(self._emitter.dead_letter(reject, records[reject.index], context.now_ms()))
-            context.metrics.dead_letters.labels(context.name, reject.error.reason).inc()
         context.metrics.records.labels(context.name).inc(len(records))
         context.metrics.tombstones.labels(context.name).inc(events.tombstones)
-        more_due = False
-        for piece in events.pieces(max(1, context.capacity // 2)):
-            more_due = await self._score_piece(piece)
-        while more_due:  # sessions beyond the first few
-            more_due = await self._score_piece(events.nothing())
+        for piece in events.pieces(self._piece):
+            more_due = await self._score_piece(piece, records)
+        if more_due:  # sessions beyond the first few
+            await self._end_due()
+        self._quiet_since = context.monotonic()
         context.metrics.latency.labels(context.name).observe(context.monotonic() - slice_.fetched_at)
         if slice_.highwater is not None:
             lag = max(0, slice_.highwater - self.state.next_offset)
             context.metrics.lag.labels(context.name, str(self.place.partition)).set(lag)
 
-    async def _score_piece(self, events: Events) -> bool:
-        """Score events and end some due sessions; True while more may be due."""
-        store, limit = self._opened_store(), max(1, self.context.capacity // 4)
-        while (done := process_slice(store, events, self.state, self._parts, limit=limit)) is None:
-            await self.checkpoint()  # only settled rows can make room
-            await self._settled()
+    async def _end_due(self) -> None:
+        """End the sessions that event time has passed, piece by piece."""
+        while await self._score_piece(self._nothing):
+            if self._is_due():
+                await self.checkpoint()
+            await asyncio.sleep(0)  # others have a turn
+
+    async def _score_piece(
+        self, events: Events, records: Sequence[Any] = (), closing: Sequence[str] | None = None
+    ) -> bool:
+        """Score events and end some due sessions, or those of `closing` only; True while more may be due.
+
+        From `state` on no checkpoint begins until all outputs of the piece were handed over: it would cover records
+        without their outputs, or outputs without their records.
+        """
+        holding, limit = self._holding, self._piece if closing is None else 0
+        while True:
+            done = process_slice(holding.store, events, self.state, holding.parts, limit=limit, closing=closing)
+            if done is not None:
+                break
+            await self._commit()  # only settled rows can make room
         self.state = done.state
-        if self._uncovered_since is None:
+        if self._uncovered_since is None and (events.next_offset is not None or len(done.verdicts.ends.operation)):
             self._uncovered_since = self.context.monotonic()
         verdicts, metrics, name = done.verdicts, self.context.metrics, self.context.name
+        for reject in events.rejects:
+            await self._send(self._emitter.dead_letter(reject, records[reject.index], self.context.now_ms()))
+            metrics.dead_letters.labels(name, reject.error.reason).inc()
         for output in self._emitter.outputs(verdicts, done.names, done.rows, self.context.now_ms()):
             await self._send(output)
         for kind, anomaly in (("record", verdicts.anomaly), ("session", verdicts.ends.anomaly)):
@@ -275,7 +283,15 @@ class Partition:
         return done.more_due
 
     async def _send(self, output: Output) -> None:
-        self._sent.append(await self.context.send(output))
+        """Let an output leave, at once or with its transaction; nothing leaves a worker the group has given up."""
+        if not self._is_ours:
+            message = "no heartbeat was answered within the session timeout"
+            raise StaleStateError(message)
+        if self.context.exactly_once:
+            self._unsent.append(output)
+            self._unsent_bytes += len(output.value)
+        else:
+            self._sent.append(await self.context.send(output))
 
     def uncovered_s(self) -> float:
         """For how long the oldest record taken in has waited for its checkpoint; 0 when none does."""
@@ -283,65 +299,140 @@ class Partition:
         return self.context.monotonic() - min(waiting) if waiting else 0.0
 
     def _observe(self) -> None:
-        store, labels = self._opened_store(), (self.context.name, str(self.place.partition))
+        store, labels = self._holding.store, (self.context.name, str(self.place.partition))
         self.context.metrics.sessions.labels(*labels).set(store.open_sessions)
         self.context.metrics.hot.labels(*labels).set(len(store))
+
+    # --- what is no record ---------------------------------------------------------------------------------------
+
+    async def _begin(self) -> None:
+        """What has happened to topic or rows comes first, then sessions that were due when the last owner left."""
+        for finding in self._holding.findings:
+            self._report(finding)
+            place = replace(self.place, epoch=self._row.epoch + finding.anew)
+            await self._send(
+                drift_output(
+                    finding.kind, stream=self.context.name, place=place, offset=finding.offset, amount=finding.amount,
+                    detail=finding.detail, now_ms=self.context.now_ms(), sessions=finding.names,
+                )
+            )  # fmt: skip
+            if finding.anew:
+                await self._close_all(finding)
+            self.state = replace(self.state, next_offset=finding.offset)
+        if self._holding.findings:
+            await self._commit()
+            self._holding.findings.clear()
+        await self._end_due()
+
+    def _report(self, finding: Finding) -> None:
+        metrics, name = self.context.metrics, self.context.name
+        log.error("stream changed", stream=name, what=finding.kind, detail=finding.detail, sessions=list(finding.names))
+        metrics.changes.labels(name, finding.kind).inc()
+        if finding.kind == "records_lost":
+            metrics.lost_records.labels(name).inc(finding.amount)
+        elif finding.kind == "sessions_lost":
+            metrics.lost_sessions.labels(name).inc(finding.amount)
+
+    async def _close_all(self, finding: Finding) -> None:
+        """End every session, piece by piece; then the partition is as new.
+
+        Until the last is ended, the partition row stays as it was: a crash meanwhile leads here again.
+        """
+        store, after = self._holding.store, None
+        while names := store.saved_names(after, self._piece):
+            after = names[-1]
+            await self._score_piece(self._nothing, closing=names)
+            await self._settled()
+            self._take_copies(self._row, finding.offset)
+            await self._settled()
+        store.open_sessions = 0  # a crash in between may have left a count of more
+        self._row = replace(self._row, topic_id=finding.topic_id, epoch=self._row.epoch + 1)
+        self._emitter = replace(self._emitter, place=replace(self.place, epoch=self._row.epoch))
+        self.state = PartitionState(finding.offset)
+
+    @property
+    def has_room(self) -> bool:
+        """Whether another slice may be fetched: so one that is behind does not hold up the others."""
+        return self.slices.qsize() + self.in_transit < _QUEUED_SLICES
+
+    def take(self, slice_: Slice) -> None:
+        """A slice that was fetched when there was room; one for an opening that has closed since is left."""
+        self.in_transit -= 1
+        if not self.closed:
+            self.slices.put_nowait(slice_)
+
+    def take_control(self, offset: int, control: DeleteSession) -> None:
+        """A control that was not applied yet; it will be, between two slices."""
+        self._controls.append((offset, control))
+
+    async def _apply_controls(self) -> None:
+        """Delete sessions: once this has committed, neither memory nor RocksDB nor the changelog gives them back.
+
+        Only then does the partition row say so, and only then is a record scored: a crash meanwhile leads here again.
+        """
+        controls, self._controls = self._controls, []
+        names = list(dict.fromkeys(control.session for _, control in controls))
+        await self._settled()
+        self._holding.store.forget(names)
+        await self._commit()
+        await self._holding.erase(names)
+        self._row = replace(self._row, controls=controls[-1][0] + 1)
+        await self._commit()
+        log.info("sessions deleted", stream=self.context.name, partition=self.place.partition, count=len(names))
+
+    def _is_idle(self) -> bool:
+        quiet_s = self.context.monotonic() - self._quiet_since
+        return quiet_s >= self.context.idle_s and self._holding.store.open_sessions > 0
+
+    async def _end_idle_sessions(self) -> None:
+        """End what is open: nothing has come for so long, by the wall clock, that every session's gap has passed.
+
+        The watermark moves no further than that takes, so records newer than all before still open sessions.
+        """
+        self._quiet_since = self.context.monotonic()
+        if not await self._worker.read_to_end() or not self.slices.empty():
+            return
+        self._quiet_since = math.inf  # once is enough, until something comes
+        moved = self.state.watermark_ms + self._holding.parts.rules.gap_ms + 1
+        self.state = replace(self.state, watermark_ms=moved)
+        await self._commit()
+        await self._end_due()
 
     # --- the checkpoint ------------------------------------------------------------------------------------------
 
     async def checkpoint(self) -> None:
         """Step 0 here; steps 1 to 4 in a task of their own, after the one before has ended."""
         await self._settled()
-        store = self._opened_store()
-        copies = self._copies(store.snapshot())
+        state, store = self.state, self._holding.store
+        row = replace(
+            self._row, next_offset=state.next_offset, watermark_ms=state.watermark_ms, records=state.records,
+            sessions=store.open_sessions,
+        )  # fmt: skip
+        self._take_copies(row, state.next_offset)
+
+    def _take_copies(self, row: PartitionRow, committed: int) -> None:
+        copies = Copies(self._holding.store.snapshot(), row, committed, tuple(self._sent), tuple(self._unsent))
         passed("checkpoint/0")
-        sent, self._sent = self._sent, []
+        self._sent, self._unsent, self._unsent_bytes = [], [], 0
         self._covering_since, self._uncovered_since = self._uncovered_since, None
         self._due = self.context.monotonic() + self.context.checkpoint_interval_s
-        self._inflight = asyncio.create_task(self._finish_checkpoint(copies, sent, self.state.next_offset))
+        self._inflight = asyncio.create_task(self._finish_checkpoint(copies))
         self._inflight.add_done_callback(self._report_failure)
 
-    def _copies(self, changes: dict[bytes, bytes | None]) -> dict[bytes, bytes | None]:
-        learned = self._parts.learned
-        row = {
-            "format": _ROW_FORMAT,
-            "next_offset": self.state.next_offset,
-            "watermark_ms": self.state.watermark_ms,
-            "records": self.state.records,
-            "fingerprint": self.context.fingerprint,
-            "bundle": None if learned is None else learned.digest,
-            "runtime": "kernel",
-        }
-        return {**changes, PARTITION: orjson.dumps(row)}
-
-    async def _finish_checkpoint(
-        self, copies: dict[bytes, bytes | None], sent: list[asyncio.Future[Any]], next_offset: int
-    ) -> None:
-        began = self.context.monotonic()
-        await self._transact(copies, sent, next_offset)
-        self._opened_store().settle()
+    async def _finish_checkpoint(self, copies: Copies) -> None:
+        context, began = self.context, self.context.monotonic()
+        await self._holding.save(copies)
+        self._committed_at = began
+        self._holding.store.settle()
         self._covering_since = None
-        self.context.metrics.checkpoints.labels(self.context.name).observe(self.context.monotonic() - began)
+        context.metrics.checkpoints.labels(context.name).observe(context.monotonic() - began)
+        for output in copies.outputs:
+            context.metrics.outputs.labels(context.output_topic(output.topic)).inc()
 
-    async def _transact(
-        self, copies: dict[bytes, bytes | None], sent: list[asyncio.Future[Any]], next_offset: int
-    ) -> None:
-        context, producer, cold, p = self.context, self._producer, self._cold, self.place.partition
-        assert producer is not None
-        assert cold is not None
-        async with asyncio.timeout(CHECKPOINT_TIMEOUT_S):
-            await asyncio.gather(*sent)  # 1
-            passed("checkpoint/1")
-            await producer.begin_transaction()
-            position = await _write_changelog(producer, context.changelog, p, copies)  # 2
-            passed("checkpoint/2")
-            offsets = {TopicPartition(self.place.topic, p): next_offset}
-            await producer.send_offsets_to_transaction(offsets, context.group)  # 3
-            passed("checkpoint/3-offsets-sent")
-            await producer.commit_transaction()
-        passed("checkpoint/3")
-        cold.write(copies, position, context.now_ms())  # 4
-        passed("checkpoint/4")
+    async def _commit(self) -> None:
+        """A whole checkpoint, to its end."""
+        await self.checkpoint()
+        await self._settled()
 
     async def _settled(self) -> None:
         """Wait for the checkpoint under way, if there is one; its failure is raised here too."""
@@ -352,79 +443,53 @@ class Partition:
 
     def _report_failure(self, task: asyncio.Task[None]) -> None:
         if not task.cancelled() and (error := task.exception()) is not None:
-            self._on_failure(self, error)
+            self._fail(error)
+
+    def _fail(self, error: BaseException) -> None:
+        self._holding.damaged |= isinstance(error, DamagedStateError)
+        self._worker.on_failure(self, error)
 
     # --- closing -------------------------------------------------------------------------------------------------
 
-    async def close(self, *, save: bool) -> None:
-        """Take a last checkpoint if `save`, then let go of everything: rows, RocksDB's lock, the producer."""
+    async def close(self, *, save: bool, keep: bool = False) -> Holding | None:
+        """Take a last checkpoint if `save`, then let go of everything.
+
+        Returns
+        -------
+        holding
+            With `keep`, and if the checkpoint succeeded, what may be taken up again; it was not let go of.
+        """
         if self.closed:
-            return
+            return None
         self.closed = True
         passed("close/begun")
-        if self._scoring and self._task is not None:  # a slice cut short would be covered without its outputs
-            await asyncio.wait([self._task], timeout=CLOSE_TIMEOUT_S)
-        await _end(self._task)
-        saved = False
-        try:
-            if save and self._store is not None and not self._scoring:
-                async with asyncio.timeout(CLOSE_TIMEOUT_S):
-                    await self.checkpoint()
-                    await self._settled()
-                saved = True
-                passed("close/saved")
-        except Exception as error:  # what was not saved is done again by whoever opens next
-            self.fenced = isinstance(error, ProducerFenced)
-            name, p = self.context.name, self.place.partition
-            log.warning("last checkpoint failed", stream=name, partition=p, why=repr(error))
-        await _end(self._inflight)
-        if self._producer is not None:
-            stopping = asyncio.create_task(self._producer.stop())  # it flushes, and may wait for ever
-            await asyncio.wait([stopping], timeout=STOP_TIMEOUT_S)
-            await _end(stopping)
-        await self._close_rows()
-        self.context.metrics.forget(self.context.name, self.place.partition)
+        ready = self._task is not None and not self._holding.findings
+        saved = save and ready and await self._save_last()
+        await end_task(self._task)
+        await end_task(self._inflight)
+        context, p = self.context, self.place.partition
+        context.controls.leave(self)
+        context.metrics.forget(context.name, p)
+        context.health.closed(context.name, p)
+        kept = saved and keep
         log.info(
-            "partition closed", stream=self.context.name, partition=self.place.partition, saved=saved,
+            "partition closed", stream=context.name, partition=p, saved=saved, kept=kept,
             next_offset=self.state.next_offset,
         )  # fmt: skip
+        if kept:
+            return self._holding
+        await self._holding.release()
+        return None
 
-    async def _close_rows(self) -> None:
-        if self._cold is None and self._opening is not None:
-            await asyncio.wait([self._opening])
-            self._cold = None if self._opening.exception() is not None else self._opening.result()
+    async def _save_last(self) -> bool:
+        """A checkpoint of what was scored; what it does not cover is done again by whoever opens next."""
         try:
-            if self._cold is not None:
-                self._cold.close()
-        except Exception as error:  # what RocksDB could not flush (a full disk) is in the changelog
+            async with asyncio.timeout(CLOSE_TIMEOUT_S), self._whole:  # a slice cut short would lack outputs
+                await self._commit()
+        except Exception as error:
+            self.fenced = isinstance(error, ProducerFenced)
             name, p = self.context.name, self.place.partition
-            log.warning("rows could not be closed", stream=name, partition=p, why=repr(error))
-
-    def _opened_store(self) -> RowStore:
-        assert self._store is not None, "open comes first"
-        return self._store
-
-
-async def _write_changelog(
-    producer: AIOKafkaProducer, topic: str, partition: int, copies: dict[bytes, bytes | None]
-) -> int:
-    """Send copies in as few batches as they fit; returns the changelog offset after the last of them."""
-    written: list[tuple[int, Any]] = []
-    batch, count = producer.create_batch(), 0
-    for key, value in copies.items():
-        if batch.append(key=key, value=value, timestamp=None) is None:
-            written.append((count, await producer.send_batch(batch, topic, partition=partition)))
-            batch, count = producer.create_batch(), 0
-            batch.append(key=key, value=value, timestamp=None)
-        count += 1
-    written.append((count, await producer.send_batch(batch, topic, partition=partition)))
-    placed = await asyncio.gather(*(future for _, future in written))
-    return max(int(at.offset) + count for (count, _), at in zip(written, placed, strict=True))
-
-
-async def _end(task: asyncio.Task[Any] | None) -> None:
-    """Cancel a task and wait for it, without hearing how it ended."""
-    if task is None or task.done():
-        return
-    task.cancel()
-    await asyncio.wait([task], timeout=STOP_TIMEOUT_S)
+            log.warning("last checkpoint failed", stream=name, partition=p, why=repr(error)[:300])
+            return False
+        passed("close/saved")
+        return True

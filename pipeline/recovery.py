@@ -1,20 +1,70 @@
-"""Bringing a partition's RocksDB in step with its changelog, and reading a source's bounds."""
+"""Bringing a partition's RocksDB in step with its changelog, and reading where topics begin and end."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import asyncio
+import threading
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
 
 from aiokafka import AIOKafkaConsumer, TopicPartition
+from confluent_kafka import Consumer, KafkaError, KafkaException, Message
+from confluent_kafka import TopicPartition as At
 
 from pipeline.clients import Clients
-from pipeline.cold_rows import ColdRows
+from pipeline.cold_rows import SESSION, ColdRows
+from pipeline.errors import BrokerUnavailableError, DamagedStateError
 from pipeline.logs import get_logger
+from pipeline.row_format import RowFormat
+from pipeline.topic_ids import TopicIds
 from pipeline.topics import DELETE_RETENTION_MS
 
-Clock = Callable[[], float]
-_POLL_MS = 200
+BATCH = 5_000  # rows in one write: 5 MB
+_POLL_S = 0.2
+_SILENCE_S = 30.0  # a broker that sends nothing for so long has failed us
+_LOG_EVERY_S = 5.0
+_REPLAYS = 4  # at a time; more would not be quicker
 
 log = get_logger()
+
+
+@dataclass
+class Replay:
+    """How far the replay of one partition's changelog is; written by its thread, read by others."""
+
+    start: At
+    changelog_id: str
+    high: int
+    format: RowFormat
+    gap_ms: int
+    rebuild: bool
+    done: int = 0  # offsets passed; compaction and markers make them more than the rows
+    rows: int = 0
+    began: float = field(default_factory=time.monotonic)
+    damaged: set[str] = field(default_factory=set)  # sessions whose row fails its check in the changelog too
+    stopped: threading.Event = field(default_factory=threading.Event)
+
+    def first_due_ms(self, row: bytes) -> int:
+        """When a session can be due at the earliest."""
+        return self.format.first_ms(row) + self.gap_ms
+
+    @property
+    def total(self) -> int:
+        """Offsets to go when it began."""
+        return self.high - int(self.start.offset)
+
+    @property
+    def rows_per_s(self) -> float:
+        """On average so far."""
+        return self.rows / max(1e-9, time.monotonic() - self.began)
+
+    @property
+    def seconds_left(self) -> float | None:
+        """At the pace so far; None while there is none yet."""
+        elapsed = time.monotonic() - self.began
+        return (self.total - self.done) * elapsed / self.done if self.done else None
 
 
 class Recovery:
@@ -24,11 +74,16 @@ class Recovery:
     ----------
     clients
         Makes the consumers.
+    topics
+        Tells the changelogs' ids.
+    now_ms
+        The wall clock.
     """
 
-    def __init__(self, clients: Clients) -> None:
-        self._clients = clients
+    def __init__(self, clients: Clients, topics: TopicIds, now_ms: Callable[[], int]) -> None:
+        self._clients, self._topics, self._now_ms = clients, topics, now_ms
         self._ends: AIOKafkaConsumer | None = None
+        self._threads = ThreadPoolExecutor(_REPLAYS, "replay")  # of its own: a replay takes minutes
 
     async def start(self) -> None:
         """Connect; again is nothing."""
@@ -43,45 +98,127 @@ class Recovery:
             await self._ends.stop()
             self._ends = None
 
-    async def restore(self, cold: ColdRows, changelog: TopicPartition, now_ms: Callable[[], int]) -> int:
-        """Replay what the database lacks; returns how many rows that were.
-
-        Call it after fencing: then the high watermark, read at read_uncommitted, is where the changelog ends. Commit
-        markers take offsets too, so the consumer's position decides, not the last row.
-
-        A database out of step for too long would miss the tombstones that compaction has dropped meanwhile, and bring
-        ended sessions back; one that stands outside the log belongs to another log. Both are rebuilt from all of it.
-        """
-        low, high = await self.bounds_of(changelog)
-        stale = now_ms() - cold.in_step_ms > DELETE_RETENTION_MS // 2
-        if cold.position and (stale or not low <= cold.position <= high):
-            log.warning("rebuilding from the whole changelog", changelog=changelog.topic, partition=changelog.partition)
-            cold.clear()
-        position, rows = max(cold.position, low), 0
-        if position >= high:
-            return 0
-        consumer = self._clients.changelog_consumer()
-        await consumer.start()
-        try:
-            consumer.assign([changelog])
-            consumer.seek(changelog, position)
-            while (position := await consumer.position(changelog)) < high:
-                records = (await consumer.getmany(changelog, timeout_ms=_POLL_MS)).get(changelog, [])
-                if records:
-                    cold.write({r.key: r.value for r in records}, records[-1].offset + 1, now_ms())
-                    rows += len(records)
-        finally:
-            await consumer.stop()
-        cold.write({}, position, now_ms())
-        return rows
-
-    async def bounds_of(self, tp: TopicPartition) -> tuple[int, int]:
-        """First offset, and the one after the last."""
+    async def bounds_of(self, topic: str, partition: int) -> tuple[int, int]:
+        """First offset, and the one after the last, transactions under way included."""
         assert self._ends is not None, "start comes first"
+        tp = TopicPartition(topic, partition)
         low = (await self._ends.beginning_offsets([tp]))[tp]
         return low, (await self._ends.end_offsets([tp]))[tp]
 
-    async def start_of(self, source: TopicPartition, *, latest: bool) -> int:
-        """Where to begin a partition nobody has read yet."""
-        low, high = await self.bounds_of(source)
-        return high if latest else low
+    async def restore(
+        self, cold: ColdRows, changelog: str, partition: int, rows: RowFormat, gap_ms: int,
+        watch: Callable[[Replay], None], *, rebuild: bool = False,
+    ) -> Replay:  # fmt: skip
+        """Replay what the database lacks.
+
+        Call it after fencing: then the high watermark, read at read_uncommitted, is where the changelog ends, and a
+        read_committed consumer gets there.
+
+        Parameters
+        ----------
+        watch
+            Is called about once a second.
+        rebuild
+            Take nothing from the database, and check every row; damaged ones are left out and named.
+        """
+        changelog_id = await self._topics.id_of(changelog)
+        low, high = await self.bounds_of(changelog, partition)
+        replay = Replay(At(changelog, partition, low), changelog_id, high, rows, gap_ms, rebuild)
+        work = asyncio.get_running_loop().run_in_executor(self._threads, self._replay, cold, replay)
+        try:
+            while not (await asyncio.wait([work], timeout=1.0))[0]:
+                watch(replay)
+            work.result()
+        finally:  # a thread cannot be cancelled, and it must be done with the database before that is closed
+            replay.stopped.set()
+            if not work.done():
+                await asyncio.wait([work])
+        return replay
+
+    def _replay(self, cold: ColdRows, replay: Replay) -> None:
+        log_name, p, now_ms = replay.start.topic, replay.start.partition, self._now_ms()
+        if replay.rebuild or not is_in_step(cold, replay.changelog_id, replay.start.offset, replay.high, now_ms):
+            if cold.position:
+                log.warning("rebuilding from the whole changelog", changelog=log_name, partition=p)
+            cold.begin(replay.changelog_id)
+        fresh = cold.position == 0
+        replay.start.offset = max(cold.position, replay.start.offset)
+        said = time.monotonic()
+        for position, messages in read_changelog(self._clients, replay.start, replay.high, replay.stopped):
+            changes: dict[bytes, bytes | None] = {m.key(): m.value() for m in messages}
+            if replay.rebuild:
+                _take_out_damaged(changes, replay.format.check, replay.damaged)
+            # A database that began from nothing just now holds nothing whose tombstone it could have missed.
+            cold.replay(changes, position, now_ms if fresh else None, replay.first_due_ms)
+            replay.rows, replay.done = replay.rows + len(messages), position - replay.start.offset
+            if time.monotonic() - said > _LOG_EVERY_S:
+                said, left = time.monotonic(), replay.seconds_left
+                log.info(
+                    "recovering", changelog=log_name, partition=p, rows=replay.rows,
+                    rows_per_s=round(replay.rows_per_s), seconds_left=None if left is None else round(left),
+                )  # fmt: skip
+        if not replay.stopped.is_set():
+            cold.write({}, replay.high, self._now_ms())
+
+
+def is_in_step(cold: ColdRows, changelog_id: str, low: int, high: int, now_ms: int) -> bool:
+    """Whether a replay may begin where the database stands.
+
+    One out of step for too long would miss the tombstones that compaction has dropped meanwhile, and bring ended
+    sessions back; one that stands outside the log belongs to another log.
+    """
+    recent = now_ms - cold.in_step_ms <= DELETE_RETENTION_MS // 2
+    return cold.changelog_id == changelog_id and low <= cold.position <= high and recent
+
+
+def _take_out_damaged(changes: dict[bytes, bytes | None], check: Callable[[bytes], None], damaged: set[str]) -> None:
+    """Leave out session rows that fail their check, and note whose latest row does."""
+    for key, value in list(changes.items()):
+        if key[:1] != SESSION:
+            continue
+        name = key[1:].decode()
+        damaged.discard(name)
+        try:
+            if value is not None:
+                check(value)
+        except DamagedStateError:
+            changes[key] = None
+            damaged.add(name)
+
+
+def read_changelog(
+    clients: Clients, start: At, high: int, stopped: threading.Event
+) -> Iterator[tuple[int, list[Message]]]:
+    """Records of one partition up to `high`, in batches, each with the position after it.
+
+    librdkafka fetches in a thread of its own, so that reading and writing go on side by side.
+
+    Raises
+    ------
+    KafkaException
+        The broker refuses.
+    BrokerUnavailableError
+        It sends nothing for too long.
+    """
+    consumer: Consumer = clients.changelog_consumer()
+    position, heard = start.offset, time.monotonic()
+    try:
+        consumer.assign([start])
+        while position < high and not stopped.is_set():
+            messages: list[Message] = []
+            for message in consumer.consume(BATCH, _POLL_S):
+                # Commit markers take offsets too, so the end of the partition counts, not its last record.
+                position = message.offset()
+                if message.error() is None:
+                    messages.append(message)
+                    position += 1
+                elif message.error().code() != KafkaError._PARTITION_EOF:  # noqa: SLF001 (the code's public name)
+                    raise KafkaException(message.error())
+                heard = time.monotonic()
+            if messages or position >= high:
+                yield position, messages
+            if time.monotonic() - heard > _SILENCE_S:
+                message = f"no Kafka broker answers: nothing of {start.topic} came for {_SILENCE_S:.0f} s"
+                raise BrokerUnavailableError(message)
+    finally:
+        consumer.close()

@@ -42,11 +42,22 @@ _EXAMPLES: dict[str, Any] = {
 _STREAM = "orders"
 
 # CloudEvents 1.0 in Kafka's binary content mode, as pipeline/outputs.py writes them.
-_EVENT_TYPES = {"anomalies": "anomaly", "decisions": "decision", "dead-letters": "dead-letter"}
+_EVENT_TYPES = {
+    "anomalies": "anomaly", "decisions": "decision", "dead-letters": "dead-letter", "drift": "drift",
+    "controls": "control",
+}  # fmt: skip
+# What the record key is; where nothing is said, the session.
+_KEYS = {
+    "dead-letters": "The record's own key",
+    "drift": "stream/topic/partition",
+    "controls": "delete/STREAM/SESSION",
+}
 _ABOUT = {
     "anomalies": "Each record and each session that should not have been, with what was expected instead.",
     "decisions": "Every verdict, or the share of them that decisions.sample says.",
     "dead-letters": "Each record that could not be scored, with the reason and where it lies.",
+    "drift": "What changed that is not about one record: topics made anew, records or sessions lost, offsets reset.",
+    "controls": "What users ask of workers, such as forgetting a session. Compacted, one partition: the order counts.",
 }
 
 
@@ -137,6 +148,8 @@ def _type(field: FieldInfo) -> str:
 
 
 def _words(annotation: Any, metadata: list[Any]) -> str:
+    if get_origin(annotation) is Annotated:
+        annotation, *metadata = get_args(annotation)
     if any(m in get_args(DurationMs) for m in metadata):
         return "duration"
     if annotation == dict[str, Scalar]:
@@ -252,9 +265,9 @@ def _asyncapi() -> str:
     document = {
         "asyncapi": "3.0.0",
         "info": {
-            "title": "Offbeat's output topics",
+            "title": "Offbeat's topics",
             "version": "1.0.0",
-            "description": "What workers write to Kafka. Names begin with topics.prefix of the config, "
+            "description": "What workers and commands write to Kafka. Names begin with topics.prefix of the config, "
             f"`{prefix}` unless set. After a crash a message may come twice, with the same id and content (but for "
             "detected_ms): drop ids you have seen.",
         },
@@ -283,7 +296,6 @@ def _channel(name: str, prefix: str) -> dict[str, Any]:
 
 
 def _message(name: str) -> dict[str, Any]:
-    key = "The record's own key" if name == "dead-letters" else "The session"
     return {
         "name": name,
         "contentType": "application/json",
@@ -295,7 +307,7 @@ def _message(name: str) -> dict[str, Any]:
                 "ce_id": {"type": "string", "description": "The message's id."},
                 "ce_type": {"const": f"io.offbeat.{_EVENT_TYPES[name]}"},
                 "ce_source": {"type": "string", "pattern": "^/offbeat/[a-z0-9._-]+$", "description": "The stream."},
-                "ce_time": {"type": "string", "format": "date-time", "description": "When the worker wrote it."},
+                "ce_time": {"type": "string", "format": "date-time", "description": "When it was written."},
                 "content-type": {"const": "application/json"},
             },
         },
@@ -303,7 +315,12 @@ def _message(name: str) -> dict[str, Any]:
             "schemaFormat": "application/schema+json;version=draft-2020-12",
             "schema": {"$ref": f"./schemas/{name}.json"},
         },
-        "bindings": {"kafka": {"key": {"type": "string", "description": key}, "bindingVersion": "0.5.0"}},
+        "bindings": {
+            "kafka": {
+                "key": {"type": "string", "description": _KEYS.get(name, "The session")},
+                "bindingVersion": "0.5.0",
+            }
+        },
     }
 
 

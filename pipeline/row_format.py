@@ -14,9 +14,10 @@ from zlib import crc32
 import numpy as np
 
 from detectors.rows import DTYPES, RowShape, SessionRows
-from pipeline.errors import StateError
+from pipeline.errors import DamagedStateError, StateError
 
 VERSION = 1
+_LEAST = 8 + 4  # what tells version and shape, and the checksum
 MAGIC = int.from_bytes(b"OB", "little")
 _COLUMNS = [f.name for f in fields(SessionRows)]
 
@@ -29,7 +30,7 @@ class RowFormat:
         head = [("magic", "<u2"), ("version", "u1"), ("fields", "u1"), ("hidden_size", "<u2"), ("context_size", "<u2")]
         columns = [(name, DTYPES[name], shape.dimensions(name)) for name in _COLUMNS]
         self._head = np.dtype([*head, *columns, ("tail", "<u4")])
-        self.last_ms_at = self._head.fields["last_ms"][1]  # type: ignore[index]
+        self._first_ms_at = self._head.fields["first_ms"][1]  # type: ignore[index]
 
     def encode(self, rows: SessionRows) -> list[bytes]:
         """One byte string a row."""
@@ -47,22 +48,26 @@ class RowFormat:
 
         Raises
         ------
+        DamagedStateError
+            A checksum differs.
         StateError
-            A checksum differs, or the row has another shape or a newer version.
+            A row has another shape or a newer version.
         """
         for value in values:
-            self._check(value)
+            self.check(value)
         width = self._head.itemsize
         packed = np.frombuffer(b"".join(v[:width] for v in values), self._head)
         return SessionRows(*(np.array(packed[name]) for name in _COLUMNS))
 
-    def _check(self, value: bytes) -> None:
-        if len(value) < self._head.itemsize + 4 or crc32(value[:-4]) != int.from_bytes(value[-4:], "little"):
-            message = (
-                "a saved session row is damaged; delete this worker's folder under data_dir and restart: the rows are "
-                "rebuilt from the changelog"
-            )
-            raise StateError(message)
+    def first_ms(self, value: bytes) -> int:
+        """Time of the first event of an encoded row, which is not checked."""
+        return int.from_bytes(value[self._first_ms_at : self._first_ms_at + 8], "little")
+
+    def check(self, value: bytes) -> None:
+        """Return if a row can be decoded; errors as `decode`."""
+        if len(value) < _LEAST or crc32(value[:-4]) != int.from_bytes(value[-4:], "little"):
+            message = "a saved session row fails its check"
+            raise DamagedStateError(message)
         if value[2] != VERSION:
             message = f"a saved session row has format {value[2]}, this version reads {VERSION}: upgrade offbeat"
             raise StateError(message)
@@ -70,3 +75,4 @@ class RowFormat:
         if found != self.shape:
             message = f"a saved session row was written for {found}, the config says {self.shape}"
             raise StateError(message)
+        assert len(value) >= self._head.itemsize + 4, "a whole row of this shape has this width"

@@ -19,7 +19,7 @@ from features.decode import Decoder, Events
 from pipeline.errors import UsageError
 from pipeline.outputs import Emitter, Json, Place, message_id
 from pipeline.serving import make_decoder, make_parts
-from pipeline.settings import StreamSettings
+from pipeline.settings import Settings
 from pipeline.slices import process_slice
 from pipeline.store import RowStore
 
@@ -106,9 +106,9 @@ class _Partition:
 class Scorer:
     """Scores lines chunk by chunk; partitions keep their own watermark and sessions."""
 
-    def __init__(self, name: str, stream: StreamSettings, learned: Learned | None) -> None:
-        self._name, self._stream, self._learned = name, stream, learned
-        self._decoder: Decoder = make_decoder(stream)
+    def __init__(self, settings: Settings, name: str, learned: Learned | None) -> None:
+        self._settings, self._name, self._learned = settings, name, learned
+        self._decoder: Decoder = make_decoder(settings.stream(name))
         self._partitions: dict[Place, _Partition] = {}
 
     def score(self, lines: list[Line]) -> Iterator[Json]:
@@ -147,18 +147,20 @@ class Scorer:
         """End the sessions still open, as `input`: the file is over."""
         nothing = self._decoder.decode([], check_key=False)
         for partition in self._partitions.values():
-            for _, verdict in self._process(partition, nothing, close_all=True):
+            for _, verdict in self._process(partition, nothing, closing=partition.store.open_names()):
                 yield verdict
 
     def _partition(self, place: Place) -> _Partition:
         if place not in self._partitions:
-            parts = make_parts(self._name, self._stream, self._learned)
+            parts = make_parts(self._settings, self._name, self._learned)
             store = RowStore(parts.shape, parts.rules.gap_ms)
             self._partitions[place] = _Partition(Emitter(parts, place, 1.0), store)
         return self._partitions[place]
 
-    def _process(self, partition: _Partition, events: Events, *, close_all: bool = False) -> Iterator[tuple[int, Json]]:
-        done = process_slice(partition.store, events, partition.state, partition.emitter.parts, close_all=close_all)
+    def _process(
+        self, partition: _Partition, events: Events, closing: list[str] | None = None
+    ) -> Iterator[tuple[int, Json]]:
+        done = process_slice(partition.store, events, partition.state, partition.emitter.parts, closing=closing)
         assert done is not None, "a store without a bound has room"
         partition.state = done.state
         yield from partition.emitter.decisions(done.verdicts, done.names, done.rows)
@@ -170,13 +172,13 @@ def _numbered(verdict: Json, line: int) -> Json:
 
 
 def score_file(
-    name: str, stream: StreamSettings, learned: Learned | None, source: Path, target: Path,
+    settings: Settings, name: str, learned: Learned | None, source: Path, target: Path,
     progress: Callable[[int], None] | None = None,
 ) -> dict[str, int]:  # fmt: skip
     """Score a whole file into another; returns counts for a summary."""
-    scorer = Scorer(name, stream, learned)
+    scorer = Scorer(settings, name, learned)
     counts = {"records": 0, "sessions": 0, "record_anomalies": 0, "session_anomalies": 0, "dead_letters": 0}
-    lines = read_lines(source, stream.topic, progress)
+    lines = read_lines(source, settings.stream(name).topic, progress)
     try:
         with target.open("wb") as out:
             while chunk := list(islice(lines, CHUNK)):

@@ -21,14 +21,15 @@ def make_decoder(stream: StreamSettings) -> Decoder:
     return Decoder(stream.session.by, stream.time, stream.tokens, stream.session.end_when)
 
 
-def make_parts(name: str, stream: StreamSettings, learned: Learned | None) -> Parts:
+def make_parts(settings: Settings, name: str, learned: Learned | None) -> Parts:
     """Parts for a stream; each partition takes its own, for the token encoder remembers."""
+    stream = settings.stream(name)
     return Parts(
         stream=name,
         topic=stream.topic,
         fields=tuple(stream.tokens),
         shape=RowShape(stream.model.hidden, stream.model.context, len(stream.tokens)),
-        rules=SessionRules(stream.session.gap, stream.session.max_events),
+        rules=SessionRules(_gap_ms(settings, stream), stream.session.max_events),
         rate=stream.promise.false_alarm_rate,
         encoder=TokenEncoder(len(stream.tokens), None if learned is None else learned.vocabulary),
         learned=learned,
@@ -53,10 +54,17 @@ def load_serving(settings: Settings, name: str, bundle: Path | None = None) -> L
     return unpack(read_bundle(bundle), stream.tokens, stream.model.hidden)
 
 
-def state_fingerprint(stream: StreamSettings) -> str:
+def _gap_ms(settings: Settings, stream: StreamSettings) -> int:
+    """However long the gap, no session is silent for longer than `state.ttl`."""
+    return min(stream.session.gap, settings.state.ttl)
+
+
+def state_fingerprint(settings: Settings, name: str) -> str:
     """Sixteen hex digits that change when the section changes in a way that alters saved rows."""
+    stream = settings.stream(name)
+    session = stream.session.model_dump(mode="json", exclude={"idle"}) | {"gap": _gap_ms(settings, stream)}
     parts = {
-        "session": stream.session.model_dump(mode="json"), "tokens": stream.tokens, "time": stream.time,
+        "session": session, "tokens": stream.tokens, "time": stream.time,
         "core": stream.model.core, "hidden": stream.model.hidden, "context": stream.model.context,
     }  # fmt: skip
     return sha256(orjson.dumps(parts, option=orjson.OPT_SORT_KEYS)).hexdigest()[:16]

@@ -40,8 +40,6 @@ LATER_KEYS = {
     "alerts": "alert receivers and routes",
     "device": "scoring on a GPU",
     "runtime": "a choice of runtime",
-    "state.ttl": "a time to live for idle sessions",
-    "state.standby_replicas": "standby replicas",
     "streams.*.late": "lateness and reordering",
     "streams.*.numbers": "numeric fields",
     "streams.*.mask": "masking",
@@ -57,9 +55,8 @@ LATER_VALUES = {
     ("streams.*.model.core", "lstm"): "the LSTM core",
     ("streams.*.model.core", "transformer"): "the Transformer core",
     ("streams.*.model.core", "tcn"): "the TCN core",
-    ("delivery", "exactly_once"): "exactly-once outputs",
 }
-_INSTEAD = {"streams.*.kind": "events", "streams.*.model.core": "gru", "delivery": "at_least_once"}
+_INSTEAD = {"streams.*.kind": "events", "streams.*.model.core": "gru"}
 
 # What was expected, by pydantic's type of error, where its own words would not help.
 _EXPECTED = {
@@ -86,11 +83,19 @@ class HttpSettings(_Section):
 
 
 class StateSettings(_Section):
-    """How much session state a worker keeps in memory; the rest lives in RocksDB."""
+    """How much session state a worker keeps, where and how long; what is not in memory lives in RocksDB."""
 
     hot_sessions: int = Field(
         100_000, ge=100, description="Session rows in memory, all partitions of a worker together (about 1 KB each)."
     )
+    ttl: DurationMs = Field(
+        7 * 86_400_000, ge=1,
+        description="A session without events for this long, in event time, is over, however long its stream's gap.",
+    )  # fmt: skip
+    standby_replicas: int = Field(
+        0, ge=0, le=10,
+        description="Further workers that follow each partition's changelog, so that a takeover is quick.",
+    )  # fmt: skip
 
 
 class TopicSettings(_Section):
@@ -120,6 +125,11 @@ class SessionSettings(_Section):
         description="Field (a dotted path) that names the session, or @key. It must be the record's key.",
     )
     gap: DurationMs = Field(15 * 60_000, ge=1, description="A session is over after this silence, in event time.")
+    idle: DurationMs | None = Field(
+        None, ge=1_000,
+        description="When a partition was read to its end and nothing came for so long by the wall clock, its open "
+        "sessions end. Absent: as `gap`, but at least 1m, for clocks must not be quicker than a producer's hiccups.",
+    )  # fmt: skip
     end_when: dict[str, Scalar] = Field(
         default_factory=dict, description="An event with all of these field values is its session's last."
     )
@@ -209,9 +219,11 @@ class Settings(_Section):
     data_dir: Path = Field(Path("./offbeat-data"), description="Session state lives in data_dir/INSTANCE.")
     models_dir: Path | None = Field(None, description="Trained bundles. Absent: data_dir/models.")
     http: HttpSettings = HttpSettings()
-    delivery: Literal["at_least_once"] = Field(
-        "at_least_once", description="Outputs may come twice after a crash, with the same id and content."
-    )
+    delivery: Literal["at_least_once", "exactly_once"] = Field(
+        "at_least_once",
+        description="at_least_once: outputs leave at once and may come twice after a crash, with the same id and "
+        "content. exactly_once: they leave with the next checkpoint, and readers at read_committed see them once.",
+    )  # fmt: skip
     checkpoint_interval: DurationMs = Field(250, ge=10, le=60_000, description="Time between two checkpoints.")
     state: StateSettings = StateSettings()
     topics: TopicSettings = TopicSettings()
@@ -238,8 +250,8 @@ class Settings(_Section):
         for name, stream in self.streams.items():
             if stream.topic in ours:
                 message = (
-                    f"stream {name} reads {stream.topic}, which this worker writes: it would never end; read another "
-                    "topic, or set another topics.prefix"
+                    f"stream {name} reads {stream.topic}, which is a topic of Offbeat's own; read another topic, or "
+                    "set another topics.prefix"
                 )
                 raise ValueError(message)
         return self

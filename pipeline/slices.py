@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+
+import numpy as np
 
 from detectors.parts import Parts
 from detectors.process import Verdicts, process_batch
@@ -24,7 +27,7 @@ class Processed:
 
 def process_slice(
     store: RowStore, events: Events, state: PartitionState, parts: Parts, *,
-    limit: int | None = None, close_all: bool = False,
+    limit: int | None = None, closing: Sequence[str] | None = None,
 ) -> Processed | None:  # fmt: skip
     """Score events and end the sessions they make due.
 
@@ -32,6 +35,8 @@ def process_slice(
     ----------
     limit
         Due sessions ended at most; the others stay due. Ending them later changes no verdict.
+    closing
+        Sessions to end in any case, because their input is over.
 
     Returns
     -------
@@ -39,16 +44,17 @@ def process_slice(
         None where the store has no room before a checkpoint; nothing has changed then.
     """
     watermark_ms = max([state.watermark_ms, *events.time_ms.tolist()])
-    looked_at = store.due(watermark_ms, limit)
-    known = set(events.sessions)
-    others = store.open_names() if close_all else looked_at
-    names = events.sessions + [name for name in others if name not in known]
+    timers = store.due(watermark_ms, limit)
+    names = list(dict.fromkeys([*events.sessions, *(name for _, name in timers), *(closing or ())]))
     if not store.make_room(names):
-        store.postpone(looked_at)
+        store.postpone(timers)
         return None
     rows = store.take(names)
-    verdicts, after, state = process_batch(events, rows, state, parts, close_all=close_all)
-    store.put(names, after)
+    verdicts, after, state = process_batch(events, rows, state, parts, close_all=closing is not None)
+    # Sessions that were only looked at, because a timer was set before they went on, are as they were.
+    is_touched = np.arange(len(names)) < len(events.sessions)
+    touched = np.flatnonzero(is_touched | (after.events == 0))
+    store.put([names[i] for i in touched.tolist()], after.take(touched))
     place = {name: i for i, name in enumerate(names)}
-    store.rearm(looked_at, after.last_ms[[place[name] for name in looked_at]].tolist())
-    return Processed(names, rows, verdicts, state, len(looked_at) == limit)
+    store.rearm(timers, after.take(np.array([place[name] for _, name in timers], np.intp)))
+    return Processed(names, rows, verdicts, state, len(timers) == limit)

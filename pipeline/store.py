@@ -1,4 +1,4 @@
-"""The row store of one partition: a bounded set of hot rows over RocksDB, and the timers of open sessions.
+"""The row store of one partition: a bounded set of hot rows over RocksDB, with the timers of open sessions.
 
 A row that changed stays hot until its copy is in RocksDB. `snapshot` is step 0 of the checkpoint and `settle` its end;
 between the two a changed row is pending and cannot be evicted. At most one snapshot is under way.
@@ -6,18 +6,29 @@ between the two a changed row is pending and cannot be evicted. At most one snap
 
 from __future__ import annotations
 
-import heapq
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import islice
 
 import numpy as np
 from numpy.typing import NDArray
 
 from detectors.rows import RowShape, SessionRows
-from pipeline.cold_rows import ColdRows, session_key
+from pipeline.cold_rows import ColdRows, Timer, session_key
 from pipeline.row_format import RowFormat
+from pipeline.timers import Timers
 
 _GROWTH = 1_024
-_NEVER = 1 << 62
+_NEVER_OPENED = -1  # no event is that old
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """What changed since the one before: rows by key (None: the session ended), keys of timers to put and to delete."""
+
+    rows: dict[bytes, bytes | None]
+    timers: list[bytes]
+    void_timers: list[bytes]
 
 
 class RowStore:
@@ -33,36 +44,37 @@ class RowStore:
         Hot rows at most; None for no bound, which needs no RocksDB (files).
     cold
         All saved rows, or None.
+    open_sessions
+        How many of these there are.
     """
 
-    def __init__(self, shape: RowShape, gap_ms: int, capacity: int | None = None, cold: ColdRows | None = None) -> None:
+    def __init__(
+        self, shape: RowShape, gap_ms: int, capacity: int | None = None, cold: ColdRows | None = None,
+        open_sessions: int = 0,
+    ) -> None:  # fmt: skip
         self.format = RowFormat(shape)
         self.capacity = capacity
+        self.open_sessions = open_sessions  # hot and cold
         self._cold, self._gap_ms = cold, gap_ms
         size = _GROWTH if capacity is None else min(capacity, _GROWTH)
         self._rows = SessionRows.empty(size, shape)
         self._names: list[str | None] = [None] * size
         self._slots: dict[str, int] = {}
         self._free = list(range(size - 1, -1, -1))
-        self._dirty, self._pending, self._saved, self._used = (np.zeros(size, np.bool_) for _ in range(4))
+        self._taken, self._dirty, self._pending, self._saved, self._used = (np.zeros(size, np.bool_) for _ in range(5))
         self._hand = 0
         self._gone: set[str] = set()  # ended since the last snapshot, their saved rows still to be deleted
         self._gone_pending: set[str] = set()
-        self._armed: dict[str, int] = {}  # the timer in force of each open session; other heap entries are void
-        self._timers: list[tuple[int, str]] = []
+        self._ended: set[str] = set()  # those that ended since the last snapshot, saved or not
+        self._timers = Timers(cold)
 
     def __len__(self) -> int:
         return len(self._slots)
 
     @property
-    def open_sessions(self) -> int:
-        """Sessions that have not ended, hot or cold."""
-        return len(self._armed)
-
-    @property
     def changed(self) -> int:
-        """Hot rows that the next snapshot will copy."""
-        return int(self._dirty.sum())
+        """Rows that the next snapshot will copy or delete."""
+        return int(self._dirty.sum()) + len(self._gone)
 
     # --- reading and writing -------------------------------------------------------------------------------------
 
@@ -93,89 +105,91 @@ class RowStore:
         """Write rows back; those with no events have ended and go."""
         is_open = rows.events > 0
         slots = np.empty(len(names), np.intp)
-        due = rows.last_ms + self._gap_ms
         for i, (name, stays) in enumerate(zip(names, is_open.tolist(), strict=True)):
-            if not stays:
+            if stays:
+                self.open_sessions += name not in self._slots
+                slots[i] = self._slot(name)
+            else:
                 self._end(name)
-                continue
-            slots[i] = self._slot(name)
-            # Later events need no later timer; only a session that ended and began anew can be due sooner than before.
-            if self._armed.get(name, _NEVER) > due[i]:
-                self._arm(name, int(due[i]))
-        kept = slots[is_open]
-        self._rows.put(kept, rows.take(np.flatnonzero(is_open)))
+        kept, rows = slots[is_open], rows.take(np.flatnonzero(is_open))
+        # Later events need no later timer. A session that opens does, also one whose name was open until just now.
+        opens = np.flatnonzero(self._rows.first_ms[kept] != rows.first_ms)
+        due_ms = (rows.last_ms[opens] + self._gap_ms).tolist()
+        for slot, due in zip(kept[opens].tolist(), due_ms, strict=True):
+            self._timers.set(self._name(slot), due)
+        self._rows.put(kept, rows)
         self._dirty[kept] = True
         self._used[kept] = True
 
+    def forget(self, names: Sequence[str]) -> None:
+        """Drop sessions without a verdict, and have their saved rows deleted whether there are any or not."""
+        saved = self._cold.get_many([session_key(n) for n in names]) if self._cold is not None else [None] * len(names)
+        for name, value in zip(names, saved, strict=True):
+            slot = self._slots.get(name)
+            was_open = slot is not None or (
+                value is not None and name not in self._gone and name not in self._gone_pending
+            )
+            self.open_sessions -= was_open
+            self._ended.add(name)
+            if slot is not None:
+                del self._slots[name]
+                self._release(slot)
+            self._gone.add(name)
+
     # --- timers --------------------------------------------------------------------------------------------------
 
-    def due(self, watermark_ms: int, limit: int | None = None) -> list[str]:
-        """Sessions whose timer lies before the watermark, oldest first, at most `limit`.
+    def due(self, watermark_ms: int, limit: int | None = None) -> list[Timer]:
+        """Timers before the watermark, oldest first, at most `limit`; give them to `rearm` or to `postpone`."""
+        return self._timers.due(watermark_ms, limit)
 
-        A timer is set once and not moved by later events, so a session may turn out not to be due: `rearm` those.
-        """
-        # A name can stand in the heap twice: when a new session is due just when the one before it was.
-        found: dict[str, None] = {}
-        while self._timers and self._timers[0][0] < watermark_ms and (limit is None or len(found) < limit):
-            due_ms, name = heapq.heappop(self._timers)
-            if self._armed.get(name) == due_ms:
-                found[name] = None
-        return list(found)
+    def rearm(self, timers: Sequence[Timer], rows: SessionRows) -> None:
+        """Set timers anew for those sessions, given their rows after looking, that turned out not to be due."""
+        self._timers.done(timers)
+        gap_ms = self._gap_ms
+        for (due_ms, name), events, first_ms, last_ms in zip(
+            timers, rows.events.tolist(), rows.first_ms.tolist(), rows.last_ms.tolist(), strict=True
+        ):
+            # One due before the session can be is void: it belonged to an earlier session of that name.
+            if events > 0 and due_ms >= first_ms + gap_ms:
+                self._timers.set(name, last_ms + gap_ms)
+        if self._cold is None and len(self._timers) + len(self._ended) > 3 * len(self._slots) + _GROWTH:
+            self._timers.drop(self._ended)  # mostly void by now
+            self._ended.clear()
 
-    def rearm(self, names: Iterable[str], last_ms: Iterable[int]) -> None:
-        """Set anew the timers that `due` took, given each session's last event time; ended sessions need none."""
-        for name, last in zip(names, last_ms, strict=True):
-            if name in self._armed:
-                self._arm(name, last + self._gap_ms)
-        if len(self._timers) > 2 * len(self._armed) + _GROWTH:  # mostly timers of sessions that ended otherwise
-            self._timers = [(due_ms, name) for name, due_ms in self._armed.items()]
-            heapq.heapify(self._timers)
-
-    def postpone(self, names: Iterable[str]) -> None:
-        """Put back timers that `due` took but nobody could look at."""
-        for name in names:
-            heapq.heappush(self._timers, (self._armed[name], name))
+    def postpone(self, timers: Sequence[Timer]) -> None:
+        """Put back timers that nobody could look at."""
+        self._timers.postpone(timers)
 
     def open_names(self) -> list[str]:
-        """Every open session; for files."""
-        return list(self._armed)
+        """Every open session; for files, where all are hot."""
+        return list(self._slots)
 
-    def arm_saved(self) -> int:
-        """Set a timer for every saved session; after opening. Returns how many there are."""
-        if self._cold is None:
-            return 0
-        at = self.format.last_ms_at
-        for name, value in self._cold.sessions():
-            due_ms = int.from_bytes(value[at : at + 8], "little") + self._gap_ms
-            self._armed[name] = due_ms
-            self._timers.append((due_ms, name))
-        heapq.heapify(self._timers)
-        return len(self._armed)
-
-    def _arm(self, name: str, due_ms: int) -> None:
-        self._armed[name] = due_ms
-        heapq.heappush(self._timers, (due_ms, name))
+    def saved_names(self, after: str | None, limit: int) -> list[str]:
+        """The saved sessions that follow a name, at most `limit`; none if there are none."""
+        assert self._cold is not None, "files save nothing"
+        return [name for name, _ in islice(self._cold.sessions(after), limit)]
 
     # --- the checkpoint's side -----------------------------------------------------------------------------------
 
-    def snapshot(self) -> dict[bytes, bytes | None]:
-        """Copy what changed since the last snapshot: rows by key, None for ended sessions (checkpoint step 0)."""
+    def snapshot(self) -> Snapshot:
+        """Copy what changed since the last snapshot (checkpoint step 0)."""
         assert not self._pending.any(), "a snapshot is still under way"
         slots = np.flatnonzero(self._dirty)
         values = self.format.encode(self._rows.take(slots))
-        changes: dict[bytes, bytes | None] = {session_key(name): None for name in self._gone}
-        for slot, value in zip(slots.tolist(), values, strict=True):
-            name = self._names[slot]
-            assert name is not None, "only rows with a name change"
-            changes[session_key(name)] = value
+        names = [self._name(slot) for slot in slots.tolist()]
+        rows: dict[bytes, bytes | None] = {session_key(name): None for name in self._gone}
+        rows.update(zip(map(session_key, names), values, strict=True))
         self._pending[slots], self._saved[slots], self._dirty[slots] = True, True, False
         self._gone_pending, self._gone = self._gone, set()
-        return changes
+        snapshot = Snapshot(rows, *self._timers.snapshot(self._ended))
+        self._ended = set()
+        return snapshot
 
     def settle(self) -> None:
         """Release the last snapshot's rows: it is in RocksDB now."""
         self._pending.fill(False)
         self._gone_pending = set()
+        self._timers.settle()
 
     # --- slots ---------------------------------------------------------------------------------------------------
 
@@ -202,23 +216,32 @@ class RowStore:
                 self._grow(1)
             slot = self._slots[name] = self._free.pop()
             self._names[slot] = name
+            self._taken[slot] = True
+            self._rows.first_ms[slot] = _NEVER_OPENED
+            self._ended.discard(name)
             # A saved row of an earlier session of this name lies in RocksDB until its deletion is settled.
             self._saved[slot] = name in self._gone
             self._gone.discard(name)
         return slot
 
+    def _name(self, slot: int) -> str:
+        name = self._names[slot]
+        assert name is not None, "only taken slots change or go"
+        return name
+
     def _end(self, name: str) -> None:
-        self._armed.pop(name, None)
         slot = self._slots.pop(name, None)
         if slot is None:
             return
+        self.open_sessions -= 1
+        self._ended.add(name)
         if self._saved[slot]:
             self._gone.add(name)
         self._release(slot)
 
     def _release(self, slot: int) -> None:
         self._names[slot] = None
-        self._dirty[slot] = self._pending[slot] = self._saved[slot] = self._used[slot] = False
+        self._taken[slot] = self._dirty[slot] = self._pending[slot] = self._saved[slot] = self._used[slot] = False
         self._free.append(slot)
 
     def _grow(self, wanted: int) -> None:
@@ -231,24 +254,22 @@ class RowStore:
         rows.put(np.arange(old), self._rows)
         self._rows = rows
         self._names.extend([None] * (size - old))
-        self._dirty, self._pending, self._saved, self._used = (
+        self._taken, self._dirty, self._pending, self._saved, self._used = (
             np.concatenate([flags, np.zeros(size - old, np.bool_)])
-            for flags in (self._dirty, self._pending, self._saved, self._used)
+            for flags in (self._taken, self._dirty, self._pending, self._saved, self._used)
         )
         self._free.extend(range(size - 1, old - 1, -1))
 
     def _evict(self, wanted: int, keep: set[int]) -> None:
         """Clock: pass over the slots, spare those used since the last pass, drop clean ones."""
         size = len(self._names)
-        movable = ~(self._dirty | self._pending) & np.array([n is not None for n in self._names])
+        movable = self._taken & ~(self._dirty | self._pending)
         movable[list(keep)] = False
         order = (self._hand + np.arange(size)) % size
         for unused_only in (True, False):
             victims: NDArray[np.intp] = order[movable[order] & ~(self._used[order] & unused_only)][:wanted]
             for slot in victims.tolist():
-                name = self._names[slot]
-                assert name is not None, "only rows with a name are movable"
-                del self._slots[name]
+                del self._slots[self._name(slot)]
                 self._release(slot)
             movable[victims] = False
             wanted -= len(victims)

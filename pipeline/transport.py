@@ -11,7 +11,7 @@ changes one. What we change, and why:
 - `perform_seek` opens partitions: Faust's recovery calls it after every assignment, before flow resumes and outside
   the rebalance callback, so heartbeats go on meanwhile.
 - revoke and stop close partitions, after Faust has stopped the flow and before the group is left.
-- the worker's consumer comes from our factory: static membership, read_committed, no reset of offsets.
+- the worker's consumer comes from our factory: static membership, our assignor, read_committed, no reset of offsets.
 """
 
 from __future__ import annotations
@@ -19,22 +19,35 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import suppress
 from typing import Any
 
 import faust
 from aiokafka import TopicPartition
-from aiokafka.coordinator.assignors.roundrobin import RoundRobinPartitionAssignor
+from aiokafka.errors import NoOffsetForPartitionError, OffsetOutOfRangeError
+from faust.tables.recovery import RebalanceAgain
 from faust.transport.drivers import aiokafka as driver
 from faust.types import TP, ConsumerMessage
 
 from pipeline.assignment import Assignment
+from pipeline.assignor import OffbeatAssignor
 from pipeline.clients import Clients
-from pipeline.partition import Slice, StreamContext
+from pipeline.context import StreamContext
+from pipeline.errors import StaleStateError
+from pipeline.health import Health
+from pipeline.partition import Partition, Slice
+from pipeline.pulse import SESSION_TIMEOUT_S
 from pipeline.recovery import Recovery
+from pipeline.shares import Owned
+from pipeline.standby import Standbys
+from pipeline.watchdog import Stall
 
-SESSION_TIMEOUT_S = 10.0  # a dead worker's partitions go to others after that; heartbeats come eight times as often
-MAX_POLL_RECORDS = 4_000  # a slice at most: about 20 ms of scoring, so that the event loop breathes
+MAX_POLL_RECORDS = 1_000  # a slice at most: about 20 ms of scoring, so that the event loop breathes
 _FETCH_WAIT_S = 0.2
+_NO_ROOM_S = 0.005
+_AFTER_A_FAULT_S = 0.2
+_BEAT_S = 1.0
+_WATCH_S = 10.0
 
 
 class SliceApp(faust.App):
@@ -48,10 +61,12 @@ class SliceApp(faust.App):
 
     def __init__(
         self, identity: str, *, contexts: dict[str, StreamContext], clients: Clients, recovery: Recovery, instance: str,
+        standbys: Standbys, standby_replicas: int, health: Health,
         start: Callable[[], Awaitable[None]], stop: Callable[[], Awaitable[None]], **options: Any,
     ) -> None:  # fmt: skip
         super().__init__(identity, **options)
         self.contexts, self.clients, self.recovery, self.instance = contexts, clients, recovery, instance
+        self.standbys, self.standby_replicas, self.health = standbys, standby_replicas, health
         self.start_clients, self.stop_clients = start, stop
 
     def _new_transport(self) -> Any:
@@ -64,7 +79,7 @@ class SliceThread(driver.AIOKafkaConsumerThread):
     def _create_worker_consumer(self, transport: Any) -> Any:
         app = self.app
         return app.clients.group_consumer(
-            group=app.conf.id, instance=app.instance, assignors=[RoundRobinPartitionAssignor],
+            group=app.conf.id, instance=app.instance, assignors=[self.consumer.assignor],
             session_timeout_ms=int(SESSION_TIMEOUT_S * 1000), max_poll_records=MAX_POLL_RECORDS,
         )  # fmt: skip
 
@@ -78,7 +93,7 @@ class SliceThread(driver.AIOKafkaConsumerThread):
             left = time.monotonic()
             answered: bool = await heartbeat()
             if answered:
-                assignment.heartbeat_at = max(assignment.heartbeat_at, left)
+                assignment.pulse.felt(left)
             return answered
 
         coordinator._do_heartbeat = noted_heartbeat  # noqa: SLF001
@@ -109,10 +124,58 @@ class SliceConsumer(driver.Consumer):
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self._read_offset = _ReadOffsets(frozenset(self.app.contexts))
+        self._joined_at = time.monotonic()
         self._fetching = asyncio.Lock()  # held while a fetch is under way
+        app = self.app
+        self.assignor = OffbeatAssignor(Owned(app.instance), app.standby_replicas)
         self.assignment_of_slices = Assignment(
-            self.app.contexts, self.app.start_clients, self._generation, self._committed, self._seek_slice
-        )
+            app.contexts, app.standbys, app.start_clients, self._generation, self._committed, self._read_to_end,
+            self._seek_slice,
+        )  # fmt: skip
+
+    async def on_start(self) -> None:
+        """Start, and say from then on that the event loop turns."""
+        await super().on_start()
+        self.add_future(self._beat())
+        self.add_future(self._watch())
+
+    async def _beat(self) -> None:
+        while not self.should_stop:
+            self.app.health.beat()
+            await asyncio.sleep(_BEAT_S)
+
+    async def _watch(self) -> None:
+        """Look from time to time whether partitions make progress, and whether their topics are still the same."""
+        stall, slices = Stall(), self.assignment_of_slices
+        while not self.should_stop:
+            await asyncio.sleep(_WATCH_S)
+            for tp, partition in list(slices.partitions.items()):
+                at, end = await self._progress(tp, partition)
+                stalled = stall.observe(partition.context.name, tp.partition, at, end)
+                if stalled is not None:
+                    slices.end_worker(stalled)
+            await self._compare_topics()
+
+    async def _progress(self, tp: TP, partition: Partition) -> tuple[int, int | None]:
+        """Up to where all is saved, and where committed records end; None if the broker does not say."""
+        consumer, at = self._thread._consumer, TopicPartition(*tp)  # noqa: SLF001
+        try:
+            position = await self._thread.call_thread(consumer.position, at)
+            end = (await self._thread.call_thread(consumer.end_offsets, [at]))[at]
+        except Exception:  # whatever is wrong with broker or group shows elsewhere; here it is no answer
+            return 0, None
+        # What a partition has in hand may be stuck there; where it has nothing, markers and aborts have been read too.
+        return (position if partition.is_at_rest else partition.saved_offset), end
+
+    async def _compare_topics(self) -> None:
+        """A topic made anew may already hold more than we have read of the old one: only its id tells."""
+        slices, ids = self.assignment_of_slices, dict[str, str]()
+        for topic, context in self.app.contexts.items():
+            with suppress(Exception):  # deleted just now, or the broker is away: the next look tells
+                ids[topic] = await context.topic_ids.id_of(topic)
+        for tp, partition in list(slices.partitions.items()):
+            if ids.get(tp.topic, partition.topic_id) != partition.topic_id:
+                slices.fail(tp, StaleStateError(f"{tp.topic} was made anew"))
 
     def _new_consumer_thread(self) -> SliceThread:
         return SliceThread(self, loop=self.loop, beacon=self.beacon)
@@ -132,6 +195,12 @@ class SliceConsumer(driver.Consumer):
         found: int | None = await self._thread.call_thread(consumer.committed, TopicPartition(*tp))
         return found
 
+    async def _read_to_end(self, tp: TP) -> bool:
+        consumer = self._thread._consumer  # noqa: SLF001
+        position: int = await self._thread.call_thread(consumer.position, TopicPartition(*tp))
+        end: int = (await self.app.recovery.bounds_of(tp.topic, tp.partition))[1]
+        return position >= end
+
     async def _seek_slice(self, tp: TP, offset: int, enter: Callable[[], None]) -> None:
         async with self._fetching:  # what is fetched after this lock is fetched for the new opening
             enter()
@@ -143,8 +212,14 @@ class SliceConsumer(driver.Consumer):
         """Open the slice partitions of a new assignment."""
         generation = self.app.consumer_generation_id
         slices = self.assignment_of_slices
-        slices.heartbeat_at = max(slices.heartbeat_at, time.monotonic())  # the join was answered, as a heartbeat is
-        await slices.open_all([tp for tp in self.assignment() if self._is_slice(tp)], generation)
+        slices.pulse.felt(self._joined_at)  # the join was answered, as a heartbeat is
+        tps, standby = [tp for tp in self.assignment() if self._is_slice(tp)], self.assignor.standby
+        self.assignor.owned = Owned(self.app.instance, frozenset(tps), standby, generation)
+        await slices.open_all(tps, {TP(*tp) for tp in standby}, generation)
+
+    async def _open_nothing(self) -> None:
+        with suppress(RebalanceAgain):  # the next assignment sees to it
+            await self.perform_seek()
 
     async def getmany(self, timeout: float) -> AsyncIterator[tuple[TP, ConsumerMessage]]:
         """Fetch, and yield one message for each partition that has records."""
@@ -156,7 +231,21 @@ class SliceConsumer(driver.Consumer):
             )  # before the fetch: one opened meanwhile gets none of it
             if not self.flow_active or self.should_stop:
                 return
-            records, _ = await self._wait_next_records(_FETCH_WAIT_S)
+            wanted = {tp for tp, partition in opened.items() if partition.has_room} & self._get_active_partitions()
+            if not wanted:
+                await asyncio.sleep(_NO_ROOM_S)
+                return
+            try:
+                wait_s = _FETCH_WAIT_S if len(wanted) == len(opened) else _NO_ROOM_S  # the others may have room soon
+                records = await self._getmany(active_partitions=wanted, timeout=wait_s)
+            except OffsetOutOfRangeError as error:  # cut by retention, or made anew: opening again finds out
+                for tp in error.args[0]:
+                    self.assignment_of_slices.fail(TP(*tp), error)
+                await asyncio.sleep(_AFTER_A_FAULT_S)
+                return
+            except NoOffsetForPartitionError:  # of one that was assigned and not yet opened: opening seeks
+                await asyncio.sleep(_AFTER_A_FAULT_S)
+                return
         fetched_at = time.monotonic()
         for tp, batch in (records or {}).items():
             partition = opened.get(tp)
@@ -164,6 +253,7 @@ class SliceConsumer(driver.Consumer):
                 continue
             first = batch[0]
             slice_ = Slice(list(batch), fetched_at, self.highwater(tp))
+            partition.in_transit += 1
             yield tp, ConsumerMessage(
                 first.topic, first.partition, first.offset, first.timestamp / 1000, first.timestamp_type, [], None,
                 (partition, slice_), None, 0, 0, tp, generation_id=self.app.consumer_generation_id,
@@ -182,14 +272,24 @@ class SliceConsumer(driver.Consumer):
     def verify_event_path(self, now: float, tp: TP) -> None:
         """Faust's check compares commits with acks of single records; it has nothing to say of slices."""
 
+    async def on_partitions_assigned(self, assigned: set[TP], generation_id: int = 0) -> None:
+        """Note what we are to open."""
+        contexts = self.app.contexts
+        self.app.health.assigned((contexts[tp.topic].name, tp.partition) for tp in assigned if self._is_slice(tp))
+        await super().on_partitions_assigned(assigned, generation_id)
+        if not assigned:  # Faust seeks nothing then, yet standbys may have come, and kept partitions gone
+            self.add_future(self._open_nothing())
+
     async def on_partitions_revoked(self, revoked: set[TP]) -> None:
-        """Stop the flow, then checkpoint and close."""
+        """Stop the flow, then checkpoint and close, holding on to the rows: most partitions come back."""
+        self.app.health.revoked()
         await super().on_partitions_revoked(revoked)
-        await self.assignment_of_slices.close_all()
+        await self.assignment_of_slices.close_all(keep=True)
+        self._joined_at = time.monotonic()  # only after this does the join leave
 
     async def on_stop(self) -> None:
         """Checkpoint and close before the thread leaves the group."""
-        await self.assignment_of_slices.close_all()
+        await self.assignment_of_slices.close_all(keep=False)
         await super().on_stop()
         await self.app.stop_clients()
 

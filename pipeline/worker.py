@@ -7,26 +7,36 @@ from typing import NoReturn
 
 import faust
 import structlog
+from aiokafka.errors import KafkaConnectionError
 
 from detectors.parts import Learned
 from detectors.process import process_batch
 from detectors.rows import PartitionState, SessionRows
 from pipeline.app import build_app
 from pipeline.clients import Clients
+from pipeline.errors import BrokerUnavailableError
+from pipeline.health import Health
+from pipeline.http import Pages
 from pipeline.instance import Instance
 from pipeline.logs import configure_logs, get_logger
-from pipeline.metrics import Metrics, serve_metrics
+from pipeline.metrics import Metrics
 from pipeline.outputs import Place
 from pipeline.score import Line
 from pipeline.serving import load_serving, make_decoder, make_parts
 from pipeline.settings import Settings
 from pipeline.topics import check_topics
+from pipeline.watchdog import LoopGuard
 
 log = get_logger()
 
 
-def run_worker(settings: Settings) -> None:
+def run_worker(settings: Settings, *, accepts_reset: bool = False) -> None:
     """Run until SIGTERM or Ctrl-C.
+
+    Parameters
+    ----------
+    accepts_reset
+        Follow a group's offset that was moved on purpose: sessions close, and reading goes on from there.
 
     Raises
     ------
@@ -36,36 +46,48 @@ def run_worker(settings: Settings) -> None:
     configure_logs()
     learned = {name: load_serving(settings, name) for name in settings.streams}
     counts = check_topics(Clients(settings).admin(), settings)
-    metrics = Metrics()
-    with Instance(settings.data_dir, settings.instance) as instance:
+    metrics, health = Metrics(), Health()
+    with (
+        Instance(settings.data_dir, settings.instance) as instance,
+        Pages(metrics.registry, health, settings.http) as pages,
+    ):
         structlog.contextvars.bind_contextvars(instance=instance.name)
-        port = serve_metrics(metrics, settings.http)
         for name, bundle in learned.items():
             digest = "none" if bundle is None else bundle.digest
             metrics.bundle.labels(name, digest).set(1)
             warm_up(settings, name, bundle)
             log.info("stream", stream=name, topic=settings.streams[name].topic, bundle=digest[:12])
-        app = build_app(settings, learned, instance, metrics, sum(counts.values()))
+        app = build_app(settings, learned, instance, metrics, health, sum(counts.values()), accepts_reset=accepts_reset)
         log.info(
-            "worker starts", app=settings.app, broker=settings.broker, metrics=f"http://{settings.http.host}:{port}"
+            "worker starts",
+            app=settings.app,
+            broker=settings.broker,
+            metrics=f"http://{settings.http.host}:{pages.port}",
         )
         gc.collect()
         gc.freeze()  # what was imported stays for good; not looking at it again is worth a fifth of the speed
+        guard = LoopGuard(health)
+        guard.start()
         try:
             _execute(app)
+        except KafkaConnectionError as error:  # the broker went away while we were starting
+            message = f"no Kafka broker answers at {settings.broker} ({error}); start the worker again when it is back"
+            raise BrokerUnavailableError(message) from None
         except SystemExit as end:
             fatal = app.consumer.assignment_of_slices.fatal
             if fatal is not None:
                 raise fatal from None
             if end.code:
                 raise
+        finally:
+            guard.stop()
         log.info("worker stopped")
 
 
 def warm_up(settings: Settings, name: str, learned: Learned | None) -> None:
     """Compile the kernels on one made-up event, so that the first slice does not wait for numba."""
     stream = settings.streams[name]
-    parts, decoder = make_parts(name, stream, learned), make_decoder(stream)
+    parts, decoder = make_parts(settings, name, learned), make_decoder(stream)
     events = decoder.decode([Line(1, Place(stream.topic, 0), 0, 0, b"warm-up", b"{}")], check_key=False)
     rows = SessionRows.empty(len(events.sessions), parts.shape)
     process_batch(events, rows, PartitionState(0), parts, close_all=True)

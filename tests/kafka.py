@@ -107,6 +107,13 @@ class Stack:
             producer.poll(0)
         assert producer.flush(60) == 0
 
+    def produce_to(self, topic: str, partition: int, records: Iterable[tuple[bytes, bytes | None]]) -> None:
+        """Send records to one partition of any topic."""
+        producer = Producer({"bootstrap.servers": self.address, **QUIET})
+        for key, value in records:
+            producer.produce(topic, value, key=key, partition=partition)
+        assert producer.flush(60) == 0
+
     def read(self, topic: str) -> list[Message]:
         """Everything the topic holds now, read_committed, partition by partition in offset order."""
         return read_topic(self.address, topic)
@@ -140,6 +147,13 @@ class Stack:
         """The RocksDB folder of a partition."""
         return self.folder / "data" / instance / self.name / f"orders-{partition}"
 
+    def score(self, records: Iterable[tuple[bytes | None, bytes | None]]) -> None:
+        """Produce, let a worker score all of it, and stop the worker."""
+        with WorkerProcess(self) as worker:
+            self.produce(records)
+            self.wait_until_scored()
+            assert worker.stop() == 0
+
     def wait_until_scored(self, timeout_s: float = 90.0) -> None:
         """Wait until a checkpoint covers every record produced so far."""
         ends = self.ends()
@@ -149,11 +163,11 @@ class Stack:
 class WorkerProcess:
     """`offbeat worker` as a child process, its log in a file."""
 
-    def __init__(self, stack: Stack, instance: str = "w0") -> None:
+    def __init__(self, stack: Stack, instance: str = "w0", options: tuple[str, ...] = ()) -> None:
         self.log_path = stack.folder / f"{instance}-{uuid4().hex[:6]}.log"
         with self.log_path.open("wb") as log:
             self.process = subprocess.Popen(
-                [*COMMAND, "worker", "-c", str(stack.config_path)], stdout=log, stderr=log, cwd=stack.folder,
+                [*COMMAND, "worker", "-c", str(stack.config_path), *options], stdout=log, stderr=log, cwd=stack.folder,
                 env=os.environ | {"OFFBEAT_INSTANCE": instance},
             )  # fmt: skip
 

@@ -43,6 +43,7 @@ class Partition:
 
     watermark_ms: int = -1
     rows: dict[str, Row] = field(default_factory=dict)
+    none_due_before_ms: float = math.inf  # no open session's gap is over before that; spares looking at all of them
 
 
 Verdict = dict[str, Any]
@@ -52,9 +53,12 @@ def process_one(event: Event, partition: Partition, parts: Parts) -> list[Verdic
     """All verdicts that one event brings: sessions its time ends, its own, its session's end."""
     verdicts = []
     partition.watermark_ms = max(partition.watermark_ms, event.time_ms)
-    for name, row in list(partition.rows.items()):
-        if row.last_ms + parts.rules.gap_ms < partition.watermark_ms:
-            verdicts.append(end_session(name, "gap", partition, parts))
+    if partition.none_due_before_ms < partition.watermark_ms:
+        for name, row in list(partition.rows.items()):
+            if row.last_ms + parts.rules.gap_ms < partition.watermark_ms:
+                verdicts.append(end_session(name, "gap", partition, parts))
+        last = min((row.last_ms for row in partition.rows.values()), default=math.inf)
+        partition.none_due_before_ms = last + parts.rules.gap_ms
     row = partition.rows.get(event.session)
     opens = row is None
     if row is None:
@@ -79,6 +83,7 @@ def process_one(event: Event, partition: Partition, parts: Parts) -> list[Verdic
             row.worst, row.worst_offset = total, event.offset
     row.events += 1
     row.last_ms = max(row.last_ms, event.time_ms)
+    partition.none_due_before_ms = min(partition.none_due_before_ms, row.last_ms + parts.rules.gap_ms)
     row.applied = event.offset
     row.context = [*row.context, (event.time_ms, tuple(map(stable_hash, event.tokens)))][-parts.shape.context :]
     verdicts.append(
@@ -116,8 +121,8 @@ def judge(score: float, parts: Parts, which: str) -> Verdict:
     if parts.learned is None:
         return {"score": None, "p_value": None, "anomaly": False}
     calibration = getattr(parts.learned, which)
-    reach = [n for level, n in zip(calibration.levels, calibration.reaching, strict=True) if level == score]
-    above = [n for level, n in zip(calibration.levels, calibration.above, strict=True) if level < score]
-    counted = reach[0] if reach else (above[-1] if above else calibration.count)
+    reach = calibration.reaching[calibration.levels == score]
+    above = calibration.above[calibration.levels < score]
+    counted = reach[0] if len(reach) else (above[-1] if len(above) else calibration.count)
     p_value = (1.0 + counted) / (1.0 + calibration.count)
     return {"score": float(score), "p_value": p_value, "anomaly": p_value <= parts.rate}

@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import asyncio
 from typing import Any
 
 import faust
 from faust.events import Event
 
 from pipeline.transport import SliceApp
-
-_LOOK_AGAIN_S = 0.5
 
 
 def add_scoring_agent(app: SliceApp, topic_name: str, stream: str) -> None:
@@ -21,13 +18,7 @@ def add_scoring_agent(app: SliceApp, topic_name: str, stream: str) -> None:
     async def score(slices: faust.Stream) -> None:
         async for event in slices.events():
             partition, slice_ = event.value
-            # A full queue holds this agent back, and by it the fetch. The wait ends when the partition is closed.
-            while not partition.closed:
-                try:
-                    await asyncio.wait_for(partition.slices.put(slice_), _LOOK_AGAIN_S)
-                    break
-                except TimeoutError:
-                    continue
+            partition.take(slice_)
 
     app.agent(topic, name=f"score-{stream}")(score)
 

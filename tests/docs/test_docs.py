@@ -149,7 +149,7 @@ def test_every_refused_key_is_listed() -> None:
     "wrong",
     [
         {"brokr": "x"}, {"streams": {"s": {"topic": "t"}}}, {"checkpoint_interval": "soon"},
-        {"http": {"port": 99_999}}, {"delivery": "exactly_once"}, {"alerts": {}}, {"streams": {"Ä": {}}},
+        {"http": {"port": 99_999}}, {"delivery": "twice"}, {"alerts": {}}, {"streams": {"Ä": {}}},
     ],
 )  # fmt: skip
 def test_a_wrong_config_has_an_entry(wrong: dict[str, object]) -> None:

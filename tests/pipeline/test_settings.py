@@ -70,9 +70,10 @@ def test_every_variable_sets_its_key(variable: str) -> None:
     defaults = parse_settings(MINIMAL, {}).model_dump(mode="json")
     path = variable.removeprefix("OFFBEAT_").lower().split("__")
     samples = {
-        "http.port": "1", "state.hot_sessions": "777", "topics.create": "false", "topics.replication": "3",
+        "http.port": "1", "state.hot_sessions": "777", "state.ttl": "9d", "state.standby_replicas": "2",
+        "topics.create": "false", "topics.replication": "3",
         "topics.partitions": "9", "topics.retention": "1h", "decisions.sample": "0.5", "checkpoint_interval": "1s",
-        "delivery": "at_least_once", "broker": "b:1",
+        "delivery": "exactly_once", "broker": "b:1",
     }  # fmt: skip
     text = samples.get(".".join(path), "x")
     value: Any = parse_settings(MINIMAL, {variable: text}).model_dump(mode="json")

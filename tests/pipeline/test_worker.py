@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import json
-import random
 import subprocess
 import sys
-import time
 from pathlib import Path
 from typing import Any
 
@@ -94,34 +92,6 @@ def _promote_with_a_changed_weight(stack: Stack) -> None:
     promote(directory, write_bundle(directory, bundle.content, files, "now"))
 
 
-@pytest.mark.parametrize("hot", [100_000, 100])
-def test_kill_9_changes_nothing(hot: int, stack: Stack, tmp_path: Path) -> None:
-    """Killed five times in mid-stream, the outputs' ids and contents equal an uninterrupted run's."""
-    records = as_records(shop_events(3, 10_000 if hot == 100 else 4_000))
-    stack.configure(state={"hot_sessions": hot})
-    rng, step = random.Random(7), len(records) // 6
-    kills = 0
-    for begin in range(0, len(records), step):
-        with WorkerProcess(stack) as worker:
-            worker.wait_ready(stack.partitions)
-            stack.produce(records[begin : begin + step])
-            if begin + step < len(records):
-                time.sleep(rng.uniform(0.0, 0.8))
-                worker.kill()
-                kills += 1
-            else:
-                stack.wait_until_scored()
-                assert worker.stop() == 0
-    assert kills >= 5
-
-    found = by_id(stack.read_json("decisions"))
-    anomalies = by_id(stack.read_json("anomalies"), ignore=CLOCK_KEYS)
-    expected = scored_by_file(stack)
-
-    assert found == decisions_of(expected)
-    assert explained(anomalies) == explained(expected)
-
-
 def test_a_killed_workers_partitions_are_taken_over(stack: Stack) -> None:
     """Two workers share the partitions; one is killed while records flow; the other loses nothing."""
     records = as_records(shop_events(4, 3_000))
@@ -146,19 +116,14 @@ def test_without_a_bundle_verdicts_say_so(stack: Stack) -> None:
     digest = serving.read_text()
     serving.unlink()
     records = as_records(shop_events(5, 200))
-    with WorkerProcess(stack) as worker:
-        stack.produce(records[:300])
-        stack.wait_until_scored()
-        assert worker.stop() == 0
+    stack.score(records[:300])
     early = stack.read_json("decisions")
     assert early
     assert all(v["score"] is None and v["p_value"] is None and v["status"] == "warming_up" for v in early)
     assert stack.read_json("anomalies") == []
 
     serving.write_text(digest)
-    with WorkerProcess(stack) as worker:
-        stack.produce(records[300:])
-        stack.wait_until_scored()
+    stack.score(records[300:])
     later = [v for v in stack.read_json("decisions") if v["id"] not in {e["id"] for e in early}]
     assert later
     assert all(v["score"] is not None and v["status"] == "ok" for v in later)
@@ -239,27 +204,6 @@ def test_the_worker_never_imports_torch(stack: Stack) -> None:
         assert "libtorch" not in Path(f"/proc/{worker.process.pid}/maps").read_text()
 
 
-def test_a_reset_offset_stops_the_worker(stack: Stack) -> None:
-    """An operator's reset of the group's offset is answered with a sentence that says what to do, and exit code 1."""
-    from confluent_kafka import Consumer, TopicPartition
-
-    stack.produce(as_records(shop_events(9, 50)))
-    with WorkerProcess(stack) as worker:
-        stack.wait_until_scored()
-        assert worker.stop() == 0
-        before = len(stack.read_json("decisions"))
-    time.sleep(11)  # a static member stays in the group for its session timeout; only then others may commit
-    consumer = Consumer({"bootstrap.servers": stack.address, "group.id": stack.name, "enable.auto.commit": False})
-    consumer.commit(offsets=[TopicPartition(stack.source, p, 0) for p in range(4)], asynchronous=False)
-    consumer.close()
-    with WorkerProcess(stack) as worker:
-        assert worker.process.wait(60) == 1
-        log = worker.log_path.read_text()
-    assert "somebody reset it" in log
-    assert "Traceback" not in log
-    assert len(stack.read_json("decisions")) == before
-
-
 @pytest.mark.parametrize(
     ("change", "sentence"),
     [
@@ -337,10 +281,7 @@ def test_rows_out_of_step_are_rebuilt(why: str, stack: Stack) -> None:
 
     records = as_records(shop_events(14, 300))
     half = len(records) // 2
-    with WorkerProcess(stack) as worker:
-        stack.produce(records[:half])
-        stack.wait_until_scored()
-        assert worker.stop() == 0
+    stack.score(records[:half])
     for p in range(4):
         cold = ColdRows(stack.saved_rows(p))
         ghost = next(row for _, row in cold.sessions())
@@ -376,34 +317,72 @@ def test_another_app_begins_anew(stack: Stack) -> None:
     assert sorted(records()) == sorted(first * 2)
 
 
-def test_a_damaged_row_ends_the_worker_with_a_sentence(stack: Stack) -> None:
-    """A saved row that fails its check is never trusted: the worker says which folder to delete, and recovers then."""
-    import shutil
-
+def damage(stack: Stack, *, changelog: bool) -> set[str]:
+    """Change a byte of saved rows of a stopped worker, in RocksDB and, if asked, in the changelog; whose they are."""
     from pipeline.cold_rows import ColdRows, session_key
 
+    names = set()
+    for p in range(stack.partitions):
+        cold = ColdRows(stack.saved_rows(p))
+        damaged = {name: row[:50] + bytes([row[50] ^ 1]) + row[51:] for name, row in cold.sessions()}
+        cold.write({session_key(name): row for name, row in damaged.items()}, cold.position, cold.in_step_ms)
+        cold.close()
+        names |= damaged.keys()
+        if changelog:
+            stack.produce_to(f"{stack.name}.orders.changelog", p, [(session_key(n), row) for n, row in damaged.items()])
+    return names
+
+
+def test_damaged_rows_are_rebuilt(stack: Stack) -> None:
+    """Saved rows that fail their check are never trusted: they come from the changelog, and no verdict differs."""
     records = as_records(shop_events(16, 60))
     half = len(records) // 2
-    with WorkerProcess(stack) as worker:
-        stack.produce(records[:half])
-        stack.wait_until_scored()
-        assert worker.stop() == 0
-    for p in range(4):
-        cold = ColdRows(stack.saved_rows(p))
-        damaged = {session_key(name): row[:50] + b"!" + row[51:] for name, row in cold.sessions()}
-        cold.write(damaged, cold.position, cold.in_step_ms)
-        cold.close()
+    stack.score(records[:half])
+    assert damage(stack, changelog=False)
     stack.produce(records[half:])
     with WorkerProcess(stack) as worker:
-        assert worker.process.wait(60) == 1
-        log = worker.log_path.read_text()
-    assert "a saved session row is damaged; delete this worker's folder" in log
-    assert "Traceback" not in log
-
-    shutil.rmtree(stack.saved_rows(0).parent)
-    with WorkerProcess(stack):
         stack.wait_until_scored()
+        assert "offbeat_rebuilds_total" in worker.metrics()
+        assert worker.stop() == 0
+        assert any("fails its check" in line.get("why", "") for line in worker.log())
     assert by_id(stack.read_json("decisions")) == decisions_of(scored_by_file(stack))
+    assert stack.read_json("drift") == []
+
+
+def test_a_damaged_database_is_rebuilt(stack: Stack) -> None:
+    """A RocksDB whose files are no longer whole is thrown away, and its rows come from the changelog."""
+    records = as_records(shop_events(18, 60))
+    half = len(records) // 2
+    stack.score(records[:half])
+    (stack.saved_rows(0) / "CURRENT").write_text("nonsense")
+    for path in stack.saved_rows(1).glob("*.sst"):
+        path.unlink()
+    stack.produce(records[half:])
+    with WorkerProcess(stack) as worker:
+        stack.wait_until_scored()
+        assert worker.stop() == 0
+    assert by_id(stack.read_json("decisions")) == decisions_of(scored_by_file(stack))
+
+
+def test_sessions_damaged_everywhere_begin_anew_by_name(stack: Stack) -> None:
+    """Rows damaged on disk and in the changelog are counted and named; exactly those sessions start anew."""
+    records = as_records(shop_events(19, 60))
+    half = len(records) // 2
+    stack.score(records[:half])
+    names = damage(stack, changelog=True)
+    stack.produce(records[half:])
+    with WorkerProcess(stack) as worker:
+        stack.wait_until_scored()
+        assert worker.stop() == 0
+    told = by_id(stack.read_json("drift"), ignore=CLOCK_KEYS).values()
+    assert {v["type"] for v in told} == {"sessions_lost"}
+    assert {name for v in told for name in v["sessions"]} == names
+    assert sum(v["amount"] for v in told) == len(names)
+    found, whole = by_id(stack.read_json("decisions")), decisions_of(scored_by_file(stack))
+    assert {v["session"] for i, v in whole.items() if found.get(i) != v} <= names
+    assert {i for i, v in found.items() if v["type"] == "record"} == {
+        i for i, v in whole.items() if v["type"] == "record"
+    }
 
 
 def test_a_lost_changelog_is_not_passed_over(stack: Stack) -> None:
@@ -412,10 +391,7 @@ def test_a_lost_changelog_is_not_passed_over(stack: Stack) -> None:
 
     from confluent_kafka.admin import AdminClient
 
-    with WorkerProcess(stack) as worker:
-        stack.produce(as_records(shop_events(17, 20)))
-        stack.wait_until_scored()
-        assert worker.stop() == 0
+    stack.score(as_records(shop_events(17, 20)))
     admin = AdminClient({"bootstrap.servers": stack.address, "log_level": 0})
     changelog = f"{stack.name}.orders.changelog"
     admin.delete_topics([changelog])[changelog].result(30)

@@ -1,0 +1,69 @@
+"""What all partitions of a stream share."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from aiokafka import AIOKafkaProducer
+
+from detectors.parts import Parts
+from features.decode import Decoder
+from pipeline.cold_rows import Memory
+from pipeline.control_reader import ControlReader
+from pipeline.health import Health
+from pipeline.metrics import Metrics
+from pipeline.outputs import Output
+from pipeline.recovery import Recovery
+from pipeline.topic_ids import TopicIds
+
+
+@dataclass(frozen=True)
+class StreamContext:
+    """Settings of a stream as plain values, and the clients its partitions use together.
+
+    Attributes
+    ----------
+    capacity
+        Hot rows of a partition.
+    idle_s
+        After so much silence by the wall clock a partition's open sessions end.
+    send
+        Hands an output over; the future is done when the broker has it. Unused with `exactly_once`.
+    output_topic
+        The name of an output's topic.
+    """
+
+    name: str
+    group: str
+    fingerprint: str
+    changelog: str
+    starts_latest: bool
+    exactly_once: bool
+    accepts_reset: bool
+    capacity: int
+    checkpoint_interval_s: float
+    idle_s: float
+    folder: Path
+    memory: Memory
+    decoder: Decoder
+    make_parts: Callable[[], Parts]
+    sample: float
+    make_producer: Callable[[str], AIOKafkaProducer]
+    recovery: Recovery
+    controls: ControlReader
+    topic_ids: TopicIds
+    send: Callable[[Output], Awaitable[asyncio.Future[Any]]]
+    output_topic: Callable[[str], str]
+    metrics: Metrics
+    health: Health
+    monotonic: Callable[[], float] = time.monotonic
+    now_ms: Callable[[], int] = lambda: time.time_ns() // 1_000_000
+
+    def rows_of(self, partition: int) -> Path:
+        """The folder of a partition's RocksDB."""
+        return self.folder / f"{self.name}-{partition}"
