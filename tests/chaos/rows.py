@@ -1,0 +1,72 @@
+"""Saved rows read by hand: session rows of format version 1, and partition rows. Shares no code with the product."""
+
+from __future__ import annotations
+
+import json
+import struct
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+from zlib import crc32
+
+_HEAD = struct.Struct("<2sBBHH")  # magic, version, token fields, hidden size, events of context
+_COLUMNS = struct.Struct("<qqqq4sqQ")
+
+
+def read_session(value: bytes) -> dict[str, Any]:
+    """One session row by column; floats stay bytes, so that comparing means comparing bits.
+
+    Raises
+    ------
+    ValueError
+        It is no whole row of version 1.
+    """
+    if crc32(value[:-4]) != int.from_bytes(value[-4:], "little"):
+        message = "its checksum differs"
+        raise ValueError(message)
+    magic, version, fields, hidden, context = _HEAD.unpack_from(value)
+    if (magic, version) != (b"OB", 1):
+        message = f"it begins with {magic!r} and version {version}"
+        raise ValueError(message)
+    at = _HEAD.size
+    events, first_ms, last_ms, applied, worst, worst_offset, bundle = _COLUMNS.unpack_from(value, at)
+    at += _COLUMNS.size
+    state, at = value[at : at + 4 * hidden], at + 4 * hidden
+    times, at = struct.unpack_from(f"<{context}q", value, at), at + 8 * context
+    tokens = struct.unpack_from(f"<{context * fields}Q", value, at)
+    places = list(zip(times, zip(*[iter(tokens)] * fields, strict=True), strict=True))
+    # Event k stands at k modulo the width.
+    known = [k % context for k in range(max(0, events - context), events)]
+    return {
+        "events": events, "first_ms": first_ms, "last_ms": last_ms, "applied": applied, "worst": worst,
+        "worst_offset": worst_offset, "bundle": bundle, "hidden": state,
+        "context": [places[k] for k in known],
+        "beyond": [place for k, place in enumerate(places) if k not in known and place != (0, (0,) * fields)],
+    }  # fmt: skip
+
+
+def read_partition(saved: Mapping[bytes, bytes]) -> dict[str, int]:
+    """What the partition's row says of where it stands, given all rows by key.
+
+    The one place that knows the row's key and format.
+    """
+    row = json.loads(saved[b"p"][3:-4])  # between magic with version, and checksum
+    return {name: row[name] for name in ("next_offset", "watermark_ms", "records")}
+
+
+def session_rows(saved: Mapping[bytes, bytes]) -> dict[str, bytes]:
+    """Session rows by the session's name."""
+    return {key[1:].decode(): value for key, value in saved.items() if key[:1] == b"s"}
+
+
+def read_rocksdb(folder: Path) -> dict[bytes, bytes]:
+    """Every key and value of a RocksDB that nobody holds open, as they lie there."""
+    from rocksdict import AccessType, Options, Rdict
+
+    options = Options(raw_mode=True)
+    families = {name: Options(raw_mode=True) for name in Rdict.list_cf(str(folder), options)}
+    db = Rdict(str(folder), options, column_families=families, access_type=AccessType.read_only())
+    try:
+        return dict(db.items())
+    finally:
+        db.close()
