@@ -1,7 +1,8 @@
 # Each target builds .venv first when it is missing or older than the lock files.
 #   make demo    a Kafka broker, a stream with faults, and Offbeat finding them (about a minute)
-#   make test    every test, those on a real broker included
+#   make test    every test, those on a real broker included, two at a time
 #   make check   ruff, mypy strict, import contracts, generated documents up to date
+#   make chaos   a storm of SECONDS by SEED on a real broker: every fault, then every row and verdict compared
 #   make bench   speed and quality on this machine, printed and written to benchmarks/results/
 #   make lock    resolve the dependencies anew (needs uv)
 #   make clean   remove .venv and caches
@@ -15,14 +16,14 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check --no-input
 LOCKS := requirements/base.lock requirements/torch.lock
 
-.PHONY: demo test check bench lock clean
+.PHONY: demo test check chaos bench lock clean
 .DEFAULT_GOAL := test
 
 demo: $(VENV)/ready
 	$(BIN)/offbeat demo $(ARGS)
 
 test: $(VENV)/ready
-	$(BIN)/python -m pytest $(ARGS)
+	$(BIN)/python -m pytest --numprocesses 2 --dist loadgroup $(ARGS)
 
 check: $(VENV)/ready
 	$(BIN)/ruff check .
@@ -30,6 +31,12 @@ check: $(VENV)/ready
 	$(BIN)/mypy
 	$(BIN)/lint-imports --no-logo
 	$(BIN)/python -m pipeline.reference --check
+
+SECONDS := 180
+SEED := 1
+DELIVERY := at_least_once
+chaos: $(VENV)/ready
+	$(BIN)/python -m tests.chaos --seconds $(SECONDS) --seed $(SEED) --delivery $(DELIVERY) $(ARGS)
 
 bench: $(VENV)/ready
 	$(BIN)/python -m benchmarks $(ARGS)
