@@ -17,7 +17,7 @@ from typing import Any
 from rich.console import Console
 
 from benchmarks.quality import hdfs
-from benchmarks.speed import whole_path
+from benchmarks.speed import checkpoint, memory, recovery, whole_path
 
 RESULTS = Path(__file__).parent / "results"
 
@@ -42,13 +42,19 @@ def main() -> None:
     results = []
     screen.print("whole path: producer, broker, one worker, checkpoints, outputs")
     results.append(whole_path.run(*((20_000, 500, 1) if options.smoke else (2_000_000, 100_000, 3)), screen))
+    screen.print("checkpoint: what saving costs, and what exactly_once does")
+    results.append(checkpoint.run(*((20_000, 500, 1) if options.smoke else (1_000_000, 100_000, 3)), screen))
+    screen.print("recovery: from the changelog alone, from an intact disk, by a standby")
+    results.append(recovery.run(4_000 if options.smoke else 1_000_000, screen))
+    screen.print("memory: a million live sessions, few of them in memory")
+    results.append(memory.run(*((2_000, 4.0, 500) if options.smoke else (1_000_000, 600.0, 4_000)), screen))
     screen.print("hdfs: worker against file, and against labels")
     if hdfs.available():
         results.append(hdfs.run(screen, learn=600, play=100, promise=0.01) if options.smoke else hdfs.run(screen))
     else:
         screen.print("  left out: the labelled data (../shared/data/hdfs) is not here")
     for result in results:
-        shown = {k: v for k, v in result.items() if k not in {"examples", "records_per_s"}}
+        shown = {k: v for k, v in result.items() if k not in {"examples", "records_per_s", "runs"}}
         screen.print("  ".join(f"{k} {v:,.4g}" if isinstance(v, float) else f"{k} {v}" for k, v in shown.items()))
     out = options.out or RESULTS / f"{time.strftime('%Y%m%d-%H%M%S')}.json"
     out.parent.mkdir(parents=True, exist_ok=True)
