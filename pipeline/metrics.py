@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-from prometheus_client import REGISTRY, CollectorRegistry, Counter, Gauge, Histogram, start_http_server
-
-from pipeline.errors import PortTakenError
-from pipeline.settings import HttpSettings
+from prometheus_client import REGISTRY, CollectorRegistry, Counter, Gauge, Histogram
 
 _BY_PARTITION = ("stream", "partition")
 _LATENCY_S = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 10.0)
@@ -107,22 +104,3 @@ class Metrics:
                 gauge.remove(stream, str(partition))
             except KeyError:  # it was never opened
                 continue
-
-
-def serve_metrics(metrics: Metrics, http: HttpSettings) -> int:
-    """Serve /metrics in a thread of its own; returns the port.
-
-    Raises
-    ------
-    PortTakenError
-        Another process listens there.
-    """
-    try:
-        server, _thread = start_http_server(http.port, http.host, registry=metrics.registry)
-    except OSError as error:
-        message = (
-            f"http.port {http.port} on {http.host} cannot be used ({error.strerror}); give this worker another "
-            "http.port, or 0 for a free one"
-        )
-        raise PortTakenError(message) from None
-    return int(server.server_port)

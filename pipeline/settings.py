@@ -76,9 +76,9 @@ class _Section(BaseModel):
 
 
 class HttpSettings(_Section):
-    """Where the worker serves /metrics."""
+    """Where the worker serves /metrics, /healthz and /ready."""
 
-    host: str = Field("127.0.0.1", description="Address to listen on; loopback, for the page has no login.")
+    host: str = Field("127.0.0.1", description="Address to listen on; loopback, for the pages have no login.")
     port: int = Field(6066, ge=0, le=65535, description="Port to listen on; 0 takes a free one and logs it.")
 
 
