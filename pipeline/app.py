@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import time
 from typing import Any
 
 from aiokafka import AIOKafkaProducer
@@ -12,7 +11,7 @@ from detectors.parts import Learned
 from pipeline.agents.score import add_scoring_agent
 from pipeline.clients import Clients
 from pipeline.cold_rows import Memory
-from pipeline.context import StreamContext
+from pipeline.context import StreamContext, wall_clock_ms
 from pipeline.control_reader import ControlReader
 from pipeline.health import Health
 from pipeline.instance import Instance
@@ -31,10 +30,6 @@ _LEAST_HOT = 64  # rows a partition may always keep, however many partitions sha
 _STOP_TIMEOUT_S = 3.0
 _COMMITS_PER_S = 50  # of a worker at most: each is a transaction, and brokers feel them
 _LEAST_IDLE_MS = 60_000
-
-
-def _now_ms() -> int:
-    return time.time_ns() // 1_000_000
 
 
 class Outbox:
@@ -97,7 +92,7 @@ def build_app(
     """
     clients = Clients(settings)
     topic_ids, outbox = TopicIds(clients), Outbox(settings, clients, metrics)
-    recovery = Recovery(clients, topic_ids, _now_ms)
+    recovery = Recovery(clients, topic_ids, wall_clock_ms)
     controls, memory = ControlReader(clients, controls_topic(settings)), Memory()
     capacity = max(_LEAST_HOT, settings.state.hot_sessions // max(1, partitions))
     interval_s = max(settings.checkpoint_interval / 1000, partitions / _COMMITS_PER_S)

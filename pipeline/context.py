@@ -22,6 +22,11 @@ from pipeline.recovery import Recovery
 from pipeline.topic_ids import TopicIds
 
 
+def wall_clock_ms() -> int:
+    """Milliseconds since 1970."""
+    return time.time_ns() // 1_000_000
+
+
 @dataclass(frozen=True)
 class StreamContext:
     """Settings of a stream as plain values, and the clients its partitions use together.
@@ -62,7 +67,7 @@ class StreamContext:
     metrics: Metrics
     health: Health
     monotonic: Callable[[], float] = time.monotonic
-    now_ms: Callable[[], int] = lambda: time.time_ns() // 1_000_000
+    now_ms: Callable[[], int] = wall_clock_ms
 
     def rows_of(self, partition: int) -> Path:
         """The folder of a partition's RocksDB."""
