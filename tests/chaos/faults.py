@@ -114,12 +114,17 @@ async def _stop(fault: Fault, scene: Scene) -> None:
 async def _stop_at_point(fault: Fault, scene: Scene) -> None:
     """A zombie caught between two steps; only the entry in `mutants.py` can stop itself."""
     async with _a_worker(fault, scene) as worker:
-        await _down(worker, scene, signal.SIGTERM)
-        worker.start(fail_point=fault.point, fail_signal="STOP")
-        if await worker.stopped(_REACH_S):
-            scene.reached.add(fault.point.partition(":")[0])
-            await asyncio.sleep(fault.seconds)
-            worker.send(signal.SIGCONT)
+        for _ in range(1 + _TRIES):
+            await _down(worker, scene, signal.SIGTERM)
+            worker.start(fail_point=fault.point, fail_signal="STOP")
+            if await worker.stopped(_REACH_S):
+                scene.reached.add(fault.point.partition(":")[0])
+                await asyncio.sleep(fault.seconds)
+                worker.send(signal.SIGCONT)
+                return
+            # It may stop a moment from now, and nobody would wake it.
+            await _down(worker, scene, signal.SIGKILL)
+            worker.start()
 
 
 async def _members(fault: Fault, scene: Scene) -> None:

@@ -144,7 +144,7 @@ class Storm:
             self.report.complaints.append(str(error))
         finally:
             for worker in self.workers:
-                with suppress(StormError):
+                if worker.is_running:
                     await worker.end(SIGKILL)
             for log in self.broker.data_dir.glob("kafka.log*"):  # what the broker says goes with its data
                 shutil.copy(log, self._folder)

@@ -72,7 +72,7 @@ class Worker:
             self._expected.add(-signal.SIGKILL)
         if what is signal.SIGTERM:
             # Before it listens to signals SIGTERM ends it at once, which is as good: it holds nothing yet.
-            self._expected |= {0} if self._has_opened() else {0, -signal.SIGTERM}
+            self._expected |= {0} if self._has_said("partition opened") else {0, -signal.SIGTERM}
         if self.is_running:
             assert self.process is not None
             self.process.send_signal(what)
@@ -85,7 +85,7 @@ class Worker:
     async def ended(self, timeout_s: float = _END_S) -> None:
         """Wait until a process that was told to end is gone; a second SIGTERM would end it without its exit code."""
         if await self.gone(timeout_s) is None:
-            message = f"{self.name} has not ended {timeout_s:.0f} s after it was told to\n{self.tail()}"
+            message = f"{self.name} has not ended {timeout_s:.0f} s after it was told to; {self._state}\n{self.tail()}"
             raise StormError(message)
 
     async def gone(self, timeout_s: float) -> int | None:
@@ -101,26 +101,22 @@ class Worker:
 
     async def opened(self, timeout_s: float) -> bool:
         """Wait until it has opened a partition."""
-        end = time.monotonic() + timeout_s
-        while self.is_running and time.monotonic() < end:
-            if self._has_opened():
-                return True
-            await asyncio.sleep(0.2)
-        return False
+        return await self._said("partition opened", timeout_s)
 
     async def stopped(self, timeout_s: float) -> bool:
-        """Wait until it has stopped itself."""
+        """Wait until it is about to stop itself."""
+        return await self._said("stopped", timeout_s)
+
+    async def _said(self, event: str, timeout_s: float) -> bool:
         end = time.monotonic() + timeout_s
         while self.is_running and time.monotonic() < end:
-            assert self.process is not None
-            status = Path(f"/proc/{self.process.pid}/stat").read_text()
-            if status.rpartition(")")[2].split()[0] == "T":
+            if self._has_said(event):
                 return True
             await asyncio.sleep(_LOOK_S)
         return False
 
-    def _has_opened(self) -> bool:
-        return any(line.get("event") == "partition opened" for line in read_log(self.logs[-1]))
+    def _has_said(self, event: str) -> bool:
+        return any(line.get("event") == event for line in read_log(self.logs[-1]))
 
     # --- how it is -----------------------------------------------------------------------------------------------
 
@@ -128,6 +124,13 @@ class Worker:
     def is_running(self) -> bool:
         """Whether there is a process, stopped ones included."""
         return self.process is not None and self.process.poll() is None
+
+    @property
+    def _state(self) -> str:
+        """What the system says its process does."""
+        assert self.process is not None
+        status = Path(f"/proc/{self.process.pid}/status").read_text().splitlines()
+        return next(line for line in status if line.startswith("State:"))
 
     def explain(self, code: int) -> None:
         """Expect an exit code for as long as this process lives."""
