@@ -25,7 +25,7 @@ from aiokafka import AIOKafkaProducer, TopicPartition
 from detectors.rows import PartitionState
 from pipeline.cold_rows import PARTITION, Changes, ColdRows
 from pipeline.context import StreamContext
-from pipeline.drift import Kind
+from pipeline.drift import MAX_NAMED, Kind
 from pipeline.errors import DamagedStateError, StaleStateError, StateError
 from pipeline.failpoints import passed
 from pipeline.logs import get_logger
@@ -36,7 +36,6 @@ from pipeline.store import RowStore, Snapshot
 
 CHECKPOINT_TIMEOUT_S = 12.0  # within the transaction timeout of 15 s
 _STOP_TIMEOUT_S = 2.0
-_NAMES_TOLD = 100
 
 T = TypeVar("T")
 
@@ -237,7 +236,7 @@ class Holding:
             )
             self.findings.append(
                 Finding(
-                    "sessions_lost", self.row.next_offset, False, len(lost), detail, topic_id, tuple(lost[:_NAMES_TOLD])
+                    "sessions_lost", self.row.next_offset, False, len(lost), detail, topic_id, tuple(lost[:MAX_NAMED])
                 )
             )
         if (finding := self._find(topic_id, low, high, committed)) is not None:
@@ -323,7 +322,7 @@ class Holding:
         passed("checkpoint/4")
 
     async def _save_row(self) -> None:
-        await self.save(Copies(Snapshot({}, [], []), self.row, self.row.next_offset))
+        await self.save(Copies(Snapshot(), self.row, self.row.next_offset))
 
     async def _send_within(self, producer: AIOKafkaProducer, output: Output) -> asyncio.Future[Any]:
         topic = self.context.output_topic(output.topic)

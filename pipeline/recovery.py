@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import threading
 import time
+from collections import defaultdict
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -186,6 +187,45 @@ def _take_out_damaged(changes: dict[bytes, bytes | None], check: Callable[[bytes
             damaged.add(name)
 
 
+@dataclass
+class Polled:
+    """What one poll brought of a partition.
+
+    Attributes
+    ----------
+    position
+        Where it goes on. Commit markers take offsets too, so at the partition's end this is the end, not the offset
+        after the last record.
+    at_end
+        Whether there was no more.
+    """
+
+    messages: list[Message] = field(default_factory=list)
+    position: int = 0
+    at_end: bool = False
+
+
+def poll(consumer: Consumer) -> dict[tuple[str, int], Polled]:
+    """One poll of changelogs, by topic and partition.
+
+    Raises
+    ------
+    KafkaException
+        The broker refuses.
+    """
+    found: dict[tuple[str, int], Polled] = defaultdict(Polled)
+    for message in consumer.consume(BATCH, _POLL_S):
+        of = found[message.topic(), message.partition()]
+        if message.error() is None:
+            of.messages.append(message)
+            of.position, of.at_end = message.offset() + 1, False
+        elif message.error().code() == KafkaError._PARTITION_EOF:  # noqa: SLF001 (the code's public name)
+            of.position, of.at_end = message.offset(), True
+        else:
+            raise KafkaException(message.error())
+    return found
+
+
 def read_changelog(
     clients: Clients, start: At, high: int, stopped: threading.Event
 ) -> Iterator[tuple[int, list[Message]]]:
@@ -205,18 +245,10 @@ def read_changelog(
     try:
         consumer.assign([start])
         while position < high and not stopped.is_set():
-            messages: list[Message] = []
-            for message in consumer.consume(BATCH, _POLL_S):
-                # Commit markers take offsets too, so the end of the partition counts, not its last record.
-                position = message.offset()
-                if message.error() is None:
-                    messages.append(message)
-                    position += 1
-                elif message.error().code() != KafkaError._PARTITION_EOF:  # noqa: SLF001 (the code's public name)
-                    raise KafkaException(message.error())
-                heard = time.monotonic()
-            if messages or position >= high:
-                yield position, messages
+            for polled in poll(consumer).values():
+                position, heard = polled.position, time.monotonic()
+                if polled.messages or position >= high:
+                    yield position, polled.messages
             if time.monotonic() - heard > _SILENCE_S:
                 message = f"no Kafka broker answers: nothing of {start.topic} came for {_SILENCE_S:.0f} s"
                 raise BrokerUnavailableError(message)

@@ -10,9 +10,8 @@ import asyncio
 import shutil
 import threading
 import time
-from collections import defaultdict
 
-from confluent_kafka import Consumer, KafkaError, KafkaException, Message
+from confluent_kafka import Consumer
 from confluent_kafka import TopicPartition as At
 from faust.types import TP
 
@@ -21,7 +20,7 @@ from pipeline.cold_rows import ColdRows
 from pipeline.context import StreamContext
 from pipeline.errors import DamagedStateError
 from pipeline.logs import get_logger
-from pipeline.recovery import BATCH, is_in_step
+from pipeline.recovery import Polled, is_in_step, poll
 from pipeline.row_format import RowFormat
 
 _POLL_S = 0.2
@@ -40,9 +39,10 @@ class _Standby:
         self._rows, self._gap_ms = RowFormat(parts.shape), parts.rules.gap_ms
         self.cold = ColdRows(context.rows_of(partition), context.memory)
 
-    def write(self, messages: list[Message], position: int, *, at_end: bool) -> None:
-        changes: dict[bytes, bytes | None] = {m.key(): m.value() for m in messages}
-        self.cold.replay(changes, position, self.context.now_ms() if at_end else None, self._first_due_ms)
+    def write(self, polled: Polled) -> None:
+        changes: dict[bytes, bytes | None] = {m.key(): m.value() for m in polled.messages}
+        in_step_ms = self.context.now_ms() if polled.at_end else None
+        self.cold.replay(changes, polled.position, in_step_ms, self._first_due_ms)
 
     def start(self, low: int, high: int) -> int:
         """Where to read on; a database that cannot follow from where it stands begins from nothing."""
@@ -162,27 +162,15 @@ class Standbys:
         if not self._open:
             time.sleep(_POLL_S)
             return
-        found: dict[tuple[str, int], list[Message]] = defaultdict(list)
-        ends: dict[tuple[str, int], int] = {}
-        for message in consumer.consume(BATCH, _POLL_S):
-            at = (message.topic(), message.partition())
-            if message.error() is None:
-                found[at].append(message)
-                ends.pop(at, None)
-            elif message.error().code() == KafkaError._PARTITION_EOF:  # noqa: SLF001 (the code's public name)
-                ends[at] = message.offset()
-            else:
-                raise KafkaException(message.error())
+        found = poll(consumer)
         for tp, standby in list(self._open.items()):
-            at = (standby.context.changelog, tp.partition)
-            messages, end = found.get(at, []), ends.get(at)
-            if messages or end is not None:
-                self._write(tp, standby, messages, end)
+            polled = found.get((standby.context.changelog, tp.partition))
+            if polled is not None:
+                self._write(tp, standby, polled)
 
-    def _write(self, tp: TP, standby: _Standby, messages: list[Message], end: int | None) -> None:
-        position = messages[-1].offset() + 1 if end is None else end
+    def _write(self, tp: TP, standby: _Standby, polled: Polled) -> None:
         try:
-            standby.write(messages, position, at_end=end is not None)
+            standby.write(polled)
         except DamagedStateError as error:
             self._close(tp)
             self._begin_from_nothing(tp, error)

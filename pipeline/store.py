@@ -7,7 +7,7 @@ between the two a changed row is pending and cannot be evicted. At most one snap
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import islice
 
 import numpy as np
@@ -26,9 +26,9 @@ _NEVER_OPENED = -1  # no event is that old
 class Snapshot:
     """What changed since the one before: rows by key (None: the session ended), keys of timers to put and to delete."""
 
-    rows: dict[bytes, bytes | None]
-    timers: list[bytes]
-    void_timers: list[bytes]
+    rows: dict[bytes, bytes | None] = field(default_factory=dict)
+    timers: list[bytes] = field(default_factory=list)
+    void_timers: list[bytes] = field(default_factory=list)
 
 
 class RowStore:

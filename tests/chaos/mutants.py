@@ -22,6 +22,7 @@ from aiokafka import TopicPartition
 
 import pipeline.failpoints
 
+
 def stop_at_the_fail_point() -> None:
     """Stop at the fail point once, for a zombie that was caught between two steps.
 
