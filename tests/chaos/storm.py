@@ -31,7 +31,7 @@ from tests.kafka import QUIET, Stack, write_untrained_bundle
 
 PARTITIONS = 4
 _FIRST_WORKERS = 2
-_COVERED_S = 120.0  # after the last fault and record, until the group's offsets cover everything
+_STANDSTILL_S = 60.0  # in the calm the group's offsets move at least that often, until they cover everything
 _RESTART_S = 0.5
 # Compaction goes on during a storm: small segments, and a cleaner that looks often.
 _BROKER = {
@@ -222,12 +222,13 @@ class Storm:
                         worker.start()
 
     async def _covered(self) -> None:
-        ends = await asyncio.to_thread(self.stack.ends)
-        deadline = time.monotonic() + _COVERED_S
-        while (found := self._watch.highest) != ends:
-            if time.monotonic() > deadline:
+        ends, seen, moved_at = await asyncio.to_thread(self.stack.ends), dict[int, int](), time.monotonic()
+        while (found := dict(self._watch.highest)) != ends:
+            if found != seen:
+                seen, moved_at = found, time.monotonic()
+            elif time.monotonic() - moved_at > _STANDSTILL_S:
                 logs = "\n".join(f"{w.name}:\n{w.tail()}" for w in self.workers)
-                message = f"after {_COVERED_S:.0f} s of calm the group stands at {found}, not at {ends}\n{logs}"
+                message = f"in the calm the group stands still at {found}, not at {ends}\n{logs}"
                 raise StormError(message)
             await asyncio.sleep(0.2)
 
