@@ -15,7 +15,7 @@ from detectors.calibration import Calibration
 from detectors.parts import Learned, Parts, pack
 from detectors.process import Verdicts, process_batch
 from detectors.rows import PartitionState, SessionRows
-from features.decode import Events
+from features.events import Events
 from features.sessions import END_INPUT, NO_WATERMARK, STEP, Walk, log_gaps, number_sessions, walk_sessions
 from features.tokens import TokenEncoder, Vocabulary
 from models.errors import UnsuitableDataError

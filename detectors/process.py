@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from detectors.parts import Learned, Parts
 from detectors.rows import NO_BUNDLE, NO_OFFSET, PartitionState, SessionRows, remember
-from features.decode import Events
+from features.events import Events
 from features.sessions import STEP, Walk, log_gaps, walk_sessions
 from models.runtime import F32
 

@@ -9,8 +9,9 @@ from pathlib import Path
 
 from confluent_kafka import Consumer, KafkaException, TopicPartition
 
-from features.decode import Decoder, Events, Record
+from features.decode import Decoder
 from features.event_time import parse_time_ms
+from features.events import Events, Record
 from pipeline.clients import Clients
 from pipeline.errors import TopicError, UsageError
 from pipeline.score import read_lines
@@ -56,7 +57,7 @@ def from_file(path: Path, stream: StreamSettings, decoder: Decoder, progress: Ca
 
 @dataclass(frozen=True)
 class _Record:
-    """A confluent message as `features.decode.Record`."""
+    """A confluent message as `features.events.Record`."""
 
     offset: int
     timestamp: int

@@ -17,7 +17,7 @@ from detectors.explanation import explain_end, explain_record
 from detectors.parts import Parts
 from detectors.process import Verdicts
 from detectors.rows import SessionRows
-from features.decode import Record, Reject
+from features.events import Record, Reject
 from features.sessions import ENDED
 
 MAX_PAYLOAD = 64_000  # bytes of a dead letter's value we keep

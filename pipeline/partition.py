@@ -21,7 +21,7 @@ from typing import Any
 from aiokafka.errors import ProducerFenced
 
 from detectors.rows import PartitionState
-from features.decode import Events
+from features.events import Events
 from pipeline.context import StreamContext
 from pipeline.drift import drift_output
 from pipeline.errors import DamagedStateError, StaleStateError

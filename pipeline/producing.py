@@ -8,7 +8,7 @@ from pathlib import Path
 
 from confluent_kafka import KafkaError, KafkaException, Message, Producer
 
-from features.decode import Events
+from features.events import Events
 from pipeline.clients import Clients
 from pipeline.errors import BrokerUnavailableError, TopicError
 from pipeline.score import Line, read_lines

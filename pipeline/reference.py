@@ -91,6 +91,18 @@ def _configuration() -> str:
         "key in capitals, with two underscores where the key has a dot (`OFFBEAT_BROKER`, "
         "`OFFBEAT_STATE__HOT_SESSIONS`). Text and paths are taken as they are, an empty one as absent; other values "
         "are read as YAML. An `OFFBEAT_` variable that names no setting is an error. Streams cannot be set so.", "",
+        "## Fields", "",
+        "A field of a JSON record is written as a path: `user.id` for a key inside an object, `items[0].sku` for an "
+        'element of a list (from 0), `attributes["service.name"]` for a key that has dots itself. Only the fields the '
+        "config names are read. Absence and null are the same.", "",
+        "| where | taken | refused, as `wrong_type` in the dead letters |", "|---|---|---|",
+        "| `session.by` | text; whole numbers as text | fractions, truth values, objects, lists; over 1,024 "
+        "characters |",
+        "| `tokens` | text; whole numbers and `true`, `false` as text | fractions, objects, lists; over 1,024 "
+        "characters |",
+        "| `time` | ISO 8601 (UTC where it has no zone), epochs as numbers or text | truth values, objects, lists |",
+        "| `session.end_when` | any value; it matches where value and kind are equal, so `1` is not `true` | nothing |",
+        "",
         "## Durations", "",
         "A whole number of milliseconds, or a number with a unit: `250ms`, `1.5s`, `15m`, `2h`, `7d`.", "",
     ]  # fmt: skip

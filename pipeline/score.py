@@ -15,7 +15,8 @@ import orjson
 
 from detectors.parts import Learned
 from detectors.rows import PartitionState
-from features.decode import Decoder, Events
+from features.decode import Decoder
+from features.events import Events
 from pipeline.errors import UsageError
 from pipeline.outputs import Emitter, Json, Place, message_id
 from pipeline.serving import make_decoder, make_parts
@@ -45,7 +46,7 @@ _decode_envelope = msgspec.json.Decoder(_Envelope).decode
 
 @dataclass(frozen=True)
 class Line:
-    """A line of a file as the record it stands for (`features.decode.Record`)."""
+    """A line of a file as the record it stands for (`features.events.Record`)."""
 
     number: int  # counted from 1
     place: Place

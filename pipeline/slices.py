@@ -10,7 +10,7 @@ import numpy as np
 from detectors.parts import Parts
 from detectors.process import Verdicts, process_batch
 from detectors.rows import PartitionState, SessionRows
-from features.decode import Events
+from features.events import Events
 from pipeline.store import RowStore
 
 

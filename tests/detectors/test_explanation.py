@@ -14,7 +14,8 @@ from hypothesis import strategies as st
 from detectors.explanation import END, TOP
 from detectors.parts import Parts
 from detectors.rows import PartitionState
-from features.decode import Decoder, Events
+from features.decode import Decoder
+from features.events import Events
 from pipeline.outputs import Emitter, Place
 from pipeline.score import Line
 from pipeline.sentences import sentence_of, why_of

@@ -13,7 +13,8 @@ from detectors.fit import MIN_SESSIONS, Fit, fit
 from detectors.parts import Parts, unpack
 from detectors.process import process_batch
 from detectors.rows import PartitionState, RowShape, SessionRows
-from features.decode import Decoder, Events
+from features.decode import Decoder
+from features.events import Events
 from features.tokens import TokenEncoder
 from models.bundle import Bundle
 from models.errors import BundleError, UnsuitableDataError

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from detectors.parts import Parts
 from detectors.rows import PartitionState, SessionRows
-from features.decode import Events
+from features.events import Events
 from pipeline.row_format import RowFormat
 from pipeline.slices import process_slice
 from pipeline.store import RowStore

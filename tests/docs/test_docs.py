@@ -22,7 +22,7 @@ import yaml
 from features.errors import RecordError
 from pipeline.cli import app
 from pipeline.errors import ConfigError
-from pipeline.settings import LATER_KEYS, LATER_VALUES, parse_settings
+from pipeline.settings import parse_settings
 from tests.kafka import Stack, WorkerProcess, as_records, by_id, shop_events, wait_until
 
 ROOT = Path(__file__).parents[2]
@@ -134,15 +134,6 @@ def test_the_scan_sees_errors() -> None:
 def test_every_reason_has_an_entry() -> None:
     """Each reason of a dead letter is a heading."""
     assert reasons() <= set(phrases())
-
-
-def test_every_refused_key_is_listed() -> None:
-    """Keys and values that are known and do nothing yet stand under the entry of their sentence."""
-    text = TROUBLESHOOTING.read_text("utf-8")
-    entry = text[text.index("### `is not in this version yet`") :].split("### ")[1]
-    words = set(re.findall(r"`([^`]+)`", entry))
-    assert set(LATER_KEYS) <= words
-    assert {value for _, value in LATER_VALUES} <= words
 
 
 @pytest.mark.parametrize(

@@ -12,9 +12,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from features.decode import MAX_SESSION_CHARACTERS, Decoder, Events
+from features.decode import MAX_SESSION_CHARACTERS, Decoder
 from features.errors import RecordError
 from features.event_time import MAX_TIME_MS
+from features.events import Events
 
 DECODER = Decoder("session", "ts", ["action", "user.country"], {"action": "close", "final": True})
 
@@ -75,7 +76,8 @@ def test_columns_hold_the_configured_fields() -> None:
         (b"", "not_json"), (b"\xff\xfe", "not_json"), (b'{"session": "a"', "not_json"), (b"{}{}", "not_json"),
         (b'{"session": "a", "ts": NaN}', "not_json"), (b'{"session": "a", "action": "\\ud800"}', "not_json"),
         (b"[1]", "wrong_type"), (b'"text"', "wrong_type"), (b"null", "wrong_type"), (b"7", "wrong_type"),
-        (b'{"session": "a", "action": 7}', "wrong_type"), (b'{"session": "a", "user": "x"}', "wrong_type"),
+        (b'{"session": "a", "action": 7.5}', "wrong_type"), (b'{"session": "a", "user": "x"}', "wrong_type"),
+        (b'{"session": "a", "action": []}', "wrong_type"),
         (b'{"session": "a", "ts": true}', "wrong_type"), (b'{"session": 1.5}', "wrong_type"),
         (b'{"session": true}', "wrong_type"), (b'{"session": ' + b"9" * 5_000 + b"}", "wrong_type"),
         (b'{"session": "' + b"x" * (MAX_SESSION_CHARACTERS + 1) + b'"}', "wrong_type"),
@@ -123,6 +125,44 @@ def test_the_end_event_is_matched_by_value_and_type() -> None:
         as_json(session="a", final=[1], x={"y": "z"}), decoder=decoder,
     )  # fmt: skip
     assert events.ends.tolist() == [True, True, False, False, False, False]
+
+
+def test_numbers_and_truth_values_are_categories() -> None:
+    """As the text that JSON has for them; they are often codes, such as an HTTP status."""
+    events = decode(
+        as_json(session="a", action=200), as_json(session="a", action=True), as_json(session="a", action="x")
+    )
+    assert events.tokens[0] == ["200", "true", "x"]
+
+
+@given(
+    st.lists(
+        st.fixed_dictionaries(
+            {},
+            optional={
+                "session": st.sampled_from(["a", "b", 1, 1.5, ""]), "action": st.sampled_from(["x", 1, True, None, []]),
+                "ts": st.sampled_from([1, 2.5, 10**12, "2026-01-02T03:04:05Z", "soon", None, 2**70, True]),
+                "final": st.sampled_from([True, 1]),
+            },
+        ),
+        max_size=12,
+    ),
+    st.booleans(),
+)  # fmt: skip
+def test_a_record_is_read_alike_in_any_company(values: list[dict[str, Any]], check_key: bool) -> None:
+    """A slice read at once gives what its records give one by one, events and rejects."""
+    records = [Given(json.dumps(value).encode(), offset=i, key=b"a") for i, value in enumerate(values)]
+    whole = decode(*records, check_key=check_key)
+    alone = [decode(record, check_key=check_key) for record in records]
+    good = [(i, one) for i, one in enumerate(alone) if len(one)]
+    assert whole.index.tolist() == [i for i, _ in good]
+    assert whole.time_ms.tolist() == [int(one.time_ms[0]) for _, one in good]
+    assert [whole.sessions[s] for s in whole.session] == [one.sessions[0] for _, one in good]
+    assert whole.tokens == [[one.tokens[f][0] for _, one in good] for f in range(2)]
+    assert whole.ends.tolist() == [bool(one.ends[0]) for _, one in good]
+    assert [(r.index, str(r.error)) for r in whole.rejects] == [
+        (i, str(one.rejects[0].error)) for i, one in enumerate(alone) if not len(one)
+    ]
 
 
 def test_a_field_inside_another_is_refused() -> None:

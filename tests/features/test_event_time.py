@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from features.errors import BadTimeError
-from features.event_time import MAX_TIME_MS, parse_time_ms
+from features.event_time import MAX_TIME_MS, parse_time_ms, parse_times_ms
 
 EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 # Epochs are told apart by size: milliseconds begin in 1973, and nanoseconds fit 63 bits until 2262.
@@ -68,3 +68,18 @@ def test_no_times(value: str | float) -> None:
     """Numbers outside 1970 to 9999 and texts that are no moment are refused."""
     with pytest.raises(BadTimeError):
         parse_time_ms(value)
+
+
+@given(
+    st.lists(st.integers(-1, 2**64) | st.integers(10**11 - 1, 10**11 + 1), max_size=5)
+    | st.lists(st.integers(0, 2**63) | st.floats() | st.sampled_from(["2026-01-02", "7", ""]), max_size=5)
+)
+def test_many_times_are_read_as_one_by_one(values: list[int | float | str]) -> None:
+    """The quick way gives the same moments, and refuses the same."""
+    try:
+        expected = [parse_time_ms(value) for value in values]
+    except BadTimeError:
+        with pytest.raises(BadTimeError):
+            parse_times_ms(values)
+        return
+    assert parse_times_ms(values).tolist() == expected

@@ -292,7 +292,7 @@ def test_train_on_nothing(offbeat: Offbeat, files: Stack) -> None:
 
 def test_train_on_bad_lines_only(offbeat: Offbeat, files: Stack) -> None:
     """What was left out is counted by reason before the sentence says that too little remains."""
-    (files.folder / "bad.jsonl").write_text('no json\n[1]\n{"action": "view"}\n{"session": "a", "action": 1}\n')
+    (files.folder / "bad.jsonl").write_text('no json\n[1]\n{"action": "view"}\n{"session": "a", "action": 1.5}\n')
     done = offbeat("train", "-s", "orders", "--input", "bad.jsonl")
     assert done.failed(1, "the history holds 0 sessions")
     for left_out in ("1 records: not_json", "2 records: wrong_type", "1 records: missing_session"):
@@ -404,7 +404,7 @@ def test_lines_that_cannot_be_scored(offbeat: Offbeat, files: Stack) -> None:
     """A bad line has a verdict of its own with status dead_letter and the reason; the others are scored."""
     lines = [
         '{"session": "a", "action": "view", "ts": 1}', "not json", "[1]", '{"action": "view"}', "",
-        '{"session": "a", "action": 7}', '{"session": "a", "ts": "yesterday"}', '{"session": "a", "ts": NaN}',
+        '{"session": "a", "action": 7.5}', '{"session": "a", "ts": "yesterday"}', '{"session": "a", "ts": NaN}',
         '{"session": "a", "ts": 1e400}', '{"session": ' + "9" * 5000 + "}", "[" * 20_000, '{"session": "\\ud800"}',
         '{"session": "a", "action": "add", "ts": 2}',
     ]  # fmt: skip

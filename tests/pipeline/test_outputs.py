@@ -15,8 +15,9 @@ from pydantic import TypeAdapter
 
 from detectors.parts import Parts
 from detectors.rows import PartitionState
-from features.decode import Decoder, Reject
+from features.decode import Decoder
 from features.errors import NotJsonError
+from features.events import Reject
 from pipeline.outputs import MAX_PAYLOAD, Emitter, Output, Place, is_sampled, message_id
 from pipeline.slices import process_slice
 from pipeline.store import RowStore

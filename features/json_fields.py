@@ -1,0 +1,134 @@
+"""JSON to typed objects that hold just the fields a config names; everything else is skipped while it is read."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from operator import attrgetter
+from typing import Any
+
+import msgspec
+
+from features.errors import NotJsonError, WrongTypeError
+from features.paths import Path, format_path
+
+Kinds = frozenset[type]  # of str, int, float, bool; null and absence are allowed always
+ANY: Kinds = frozenset({str, int, float, bool})
+
+
+class JsonFields:
+    """Reads some fields of JSON objects.
+
+    Parameters
+    ----------
+    kinds
+        What each field may be; a field with `ANY` may be an object or a list as well.
+
+    Raises
+    ------
+    ValueError
+        One path lies inside another (`user` and `user.id`), or takes an object for a list.
+    """
+
+    def __init__(self, kinds: Mapping[Path, Kinds]) -> None:
+        self._tree = _tree(kinds)
+        self._decode = msgspec.json.Decoder(_struct(self._tree)).decode
+
+    def parse(self, value: bytes) -> Any:
+        """Read one object, for the getters.
+
+        Raises
+        ------
+        NotJsonError, WrongTypeError
+            The bytes are no JSON, or a field is not of its kinds.
+        """
+        return _parse(self._decode, value, ())
+
+    def getter(self, path: Path) -> Callable[[Any], Any]:
+        """What reads a field of a parsed object; None where it, or an object or list around it, is absent or null.
+
+        Raises
+        ------
+        WrongTypeError
+            By the getter: inside a list, elements are looked at one by one, and only then.
+        """
+        return attrgetter(_attribute(path[0])) if len(path) == 1 else _reader(self._tree, path, ())
+
+
+Tree = Any  # kinds at a leaf; else a dictionary of trees by key, or by position in a list
+
+
+def _tree(kinds: Mapping[Path, Kinds]) -> Tree:
+    root: dict[str | int, Tree] = {}
+    for path, leaf in kinds.items():
+        node = root
+        for i, part in enumerate(path):
+            if node and isinstance(next(iter(node)), int) != isinstance(part, int):
+                message = f"the field {format_path(path[:i])} is used as an object and, in another place, as a list"
+                raise ValueError(message)
+            last = i == len(path) - 1
+            below = node.setdefault(part, leaf if last else {})
+            if (below is not leaf) if last else not isinstance(below, dict):
+                message = (
+                    f"the field {format_path(path[: i + 1])} is used as a value and, in another place, as an object"
+                )
+                raise ValueError(message)
+            node = below
+    return root
+
+
+def _type(tree: Tree) -> Any:
+    if not isinstance(tree, dict):
+        return _union(tree)
+    # Elements stay raw: those that nobody asked for may be of any shape.
+    return (list[msgspec.Raw] if isinstance(next(iter(tree)), int) else _struct(tree)) | None
+
+
+def _struct(tree: Tree) -> type[msgspec.Struct]:
+    fields = [(_attribute(name), _type(below), None) for name, below in tree.items()]
+    return msgspec.defstruct("Event", fields, rename={_attribute(n): n for n in tree}, kw_only=True, gc=False)
+
+
+def _union(kinds: Kinds) -> Any:
+    if kinds == ANY:
+        return Any  # compared only, so any value will do
+    union: Any = None
+    for kind in sorted(kinds, key=lambda k: k.__name__):
+        union = kind if union is None else union | kind
+    return union | None
+
+
+def _reader(tree: Tree, path: Path, before: Path) -> Callable[[Any], Any]:
+    """What reads `path` from a parsed value of the tree's type, None included."""
+    if not path:
+        return lambda value: value
+    head, below, at = path[0], tree[path[0]], (*before, path[0])
+    inner = _reader(below, path[1:], at)
+    if isinstance(head, str):
+        get = attrgetter(_attribute(head))
+        return lambda value: None if value is None else inner(get(value))
+    decode = msgspec.json.Decoder(_type(below)).decode
+
+    def element(values: list[msgspec.Raw] | None) -> Any:
+        return None if values is None or len(values) <= head else inner(_parse(decode, values[head], at))
+
+    return element
+
+
+def _parse(decode: Callable[[Any], Any], value: Any, at: Path) -> Any:
+    try:
+        return decode(value)
+    except msgspec.ValidationError as error:
+        raise WrongTypeError(_plain(error, at)) from None
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        raise NotJsonError(_plain(error, at)) from None
+
+
+def _plain(error: Exception, at: Path) -> str:
+    """The decoder's own sentence, with the JSON path in words a user knows."""
+    text = str(error).replace("`$.", "`").replace("`", "'").replace(" - at '$'", "") or type(error).__name__
+    return f"{text} (in {format_path(at)})" if at else text
+
+
+def _attribute(name: str | int) -> str:
+    """A Python attribute name for any JSON field name."""
+    return "f_" + str(name).encode().hex()
