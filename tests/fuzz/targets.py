@@ -1,0 +1,107 @@
+"""What reads foreign bytes, and what must hold of each whatever comes.
+
+Each row of `TARGETS` is run by `make test` and by `python -m tests.fuzz`. A row needs a strategy of inputs, and a check
+that raises where something does not hold: a result has the promised shape, or the one promised error is raised.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from hypothesis import HealthCheck, given, seed, settings
+from hypothesis.strategies import SearchStrategy
+
+from features.decode import Decoder
+from features.errors import BadTimeError, RecordError
+from features.event_time import MAX_TIME_MS, parse_time_ms
+from features.text_lines import LineReader
+from tests.fuzz import inputs
+
+MAX_SECONDS = 2.0  # of processor time for one input, many times what the slowest takes
+
+
+@dataclass(frozen=True)
+class Target:
+    """Something to fuzz: what it is called, what it is given, and what must hold."""
+
+    name: str
+    given: SearchStrategy[Any]
+    check: Callable[[Any], None]
+
+
+@dataclass(frozen=True)
+class Line:
+    """A record of one partition."""
+
+    value: bytes
+    key: bytes | None = b"a"
+    offset: int = 7
+    timestamp: int = 5
+
+
+DECODERS = (
+    Decoder("session", "ts", ["action", "user.country"], {"action": "close", "final": True}),
+    Decoder("@key", None, ["session", "n"], {}),
+)
+READERS = (LineReader(None), LineReader(r"(?P<time>\S+ \S+) (?:\[(?P<thread>[^\]]*)\] )?(?P<message>.*)"))
+
+
+def check_time(value: str | int | float) -> None:
+    """A time is a moment from 1970 to 9999, or a BadTimeError."""
+    try:
+        found = parse_time_ms(value)
+    except BadTimeError:
+        return
+    assert isinstance(found, int)
+    assert 0 <= found <= MAX_TIME_MS
+
+
+def check_decoder(value: bytes) -> None:
+    """A record is an event or a reject with a reason; in each case the offset moves on."""
+    for decoder in DECODERS:
+        events = decoder.decode([Line(value)], check_key=True)
+        assert len(events) + len(events.rejects) == 1
+        assert all(isinstance(reject.error, RecordError) and str(reject.error) for reject in events.rejects)
+        assert all(isinstance(text, str | None) for column in events.tokens for text in column)
+        assert events.next_offset == 8
+
+
+def check_lines(value: bytes) -> None:
+    """A line gives fields with names, the same each time, or a RecordError."""
+    for reader in READERS:
+        try:
+            fields = reader.read(value)
+        except RecordError:
+            continue
+        assert fields
+        assert all(isinstance(name, str) for name in fields)
+        assert repr(fields) == repr(reader.read(value))
+
+
+TARGETS = (
+    Target("event time", inputs.times, check_time),
+    Target("JSON decoder", inputs.lines, check_decoder),
+    Target("text lines", inputs.lines, check_lines),
+)
+
+
+def fuzz(target: Target, examples: int, number: int, told: Callable[[int], None] = lambda _: None) -> int:
+    """Check so many inputs, drawn from a seed; returns how many, or raises with the smallest input that fails."""
+    done = 0
+
+    @seed(number)
+    @settings(max_examples=examples, deadline=None, database=None, suppress_health_check=list(HealthCheck))
+    @given(target.given)
+    def one(value: Any) -> None:
+        nonlocal done
+        began = time.process_time()
+        target.check(value)
+        assert time.process_time() - began < MAX_SECONDS
+        done += 1
+        told(done)
+
+    one()
+    return done
