@@ -17,7 +17,7 @@ from typing import Any
 from rich.console import Console
 
 from benchmarks.quality import hdfs
-from benchmarks.speed import checkpoint, memory, recovery, whole_path
+from benchmarks.speed import checkpoint, memory, recovery, text_lines, whole_path
 
 RESULTS = Path(__file__).parent / "results"
 
@@ -48,6 +48,8 @@ def main() -> None:
     results.append(recovery.run(4_000 if options.smoke else 1_000_000, screen))
     screen.print("memory: a million live sessions, few of them in memory")
     results.append(memory.run(*((2_000, 4.0, 500) if options.smoke else (1_000_000, 600.0, 4_000)), screen))
+    screen.print("text lines: fields out of lines, format by format, one core")
+    results.append(text_lines.run(*((500, 1) if options.smoke else (50_000, 5)), screen))
     screen.print("hdfs: worker against file, and against labels")
     if hdfs.available():
         results.append(hdfs.run(screen, learn=600, play=100, promise=0.01) if options.smoke else hdfs.run(screen))

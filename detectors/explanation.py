@@ -12,11 +12,13 @@ from numpy.typing import NDArray
 from detectors.parts import Learned, Parts
 from detectors.process import Verdicts
 from detectors.rows import SessionRows
+from features.events import Events
 from features.sessions import ENDED, STEP
 from features.tokens import Vocabulary
 
 TOP = 3  # expected tokens shown per field
 SHOWN = 10  # last events shown; fewer where the config keeps a shorter context
+SHOWN_CHARACTERS = 1_024  # of a log line
 END = "<end>"
 
 
@@ -25,7 +27,7 @@ def explain_record(verdicts: Verdicts, operation: int, rows: SessionRows, parts:
     assert parts.learned is not None, "a record is an anomaly only under a bundle"
     record = int(verdicts.walk.record[operation])
     return {
-        "observed": {field: column[record] for field, column in zip(parts.fields, verdicts.events.tokens, strict=True)},
+        "observed": _observed(verdicts.events, record, parts),
         "expected": _expected(parts.learned, parts.fields, verdicts.states[operation]),
         "contributions": {
             field: float(nats) for field, nats in zip(parts.fields, verdicts.surprise[record], strict=True)
@@ -49,6 +51,15 @@ def explain_end(verdicts: Verdicts, end: int, rows: SessionRows, parts: Parts) -
         "worst_offset": offset if offset >= 0 else None,
         "context": _context(verdicts, operation, rows, parts, parts.learned.vocabulary),
     }
+
+
+def _observed(events: Events, record: int, parts: Parts) -> dict[str, str | None]:
+    """What came; of a log line its words, not its template."""
+    observed = {field: column[record] for field, column in zip(parts.fields, events.tokens, strict=True)}
+    if events.messages is not None:
+        said = events.messages[record]
+        observed[parts.fields[-1]] = None if said is None else said[:SHOWN_CHARACTERS]
+    return observed
 
 
 def _expected(learned: Learned, fields: Sequence[str], state: NDArray[np.float32]) -> dict[str, Any]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from hashlib import sha256
 from importlib.metadata import version
@@ -12,11 +12,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from detectors.calibration import Calibration
-from detectors.parts import Learned, Parts, pack
+from detectors.parts import NO_TEMPLATES, Learned, Parts, pack
 from detectors.process import Verdicts, process_batch
 from detectors.rows import PartitionState, SessionRows
 from features.events import Events
+from features.messages import MessageReader
 from features.sessions import END_INPUT, NO_WATERMARK, STEP, Walk, log_gaps, number_sessions, walk_sessions
+from features.template_mining import mine
+from features.templates import Templates
 from features.tokens import TokenEncoder, Vocabulary
 from models.errors import UnsuitableDataError
 from models.runtime import GruKernel
@@ -27,6 +30,8 @@ LEARN, VALIDATE = 0.7, 0.1
 MIN_SESSIONS = 100
 MAX_VOCABULARY = 10_000
 
+Texts = list[str | None]
+
 
 @dataclass(frozen=True)
 class Fit:
@@ -35,6 +40,7 @@ class Fit:
     content: dict[str, Any]
     files: dict[str, bytes]
     warnings: list[str]
+    templates: Templates
 
 
 @dataclass(frozen=True)
@@ -71,6 +77,7 @@ def fit(
         )
         raise UnsuitableDataError(message)
     role = _split(first_ms)
+    templates, partitions = _templates(partitions, role)
     vocabulary = _vocabulary(partitions, role, parts)
     encoder = TokenEncoder(len(parts.fields), vocabulary)
     learning, validation = ([s for p in partitions for s in _sequences(p, role == r, encoder)] for r in (0, 1))
@@ -92,10 +99,12 @@ def fit(
             "seed": seed, "epochs": len(epochs), "sessions": int((role == 0).sum()),
             "best_validation_loss": min(e.validation_loss for e in epochs),
         },
+        "templates": len(templates.templates),
         "calibration": {"records": records.count, "sessions": sessions.count},
         "versions": {name: version(name) for name in ("offbeat", "torch", "numpy", "numba")},
     }  # fmt: skip
-    return Fit(content, pack(vocabulary, weights, records, sessions), _warnings(records, sessions, parts.rate))
+    files = pack(vocabulary, weights, records, sessions, templates)
+    return Fit(content, files, _warnings(records, sessions, parts.rate), templates)
 
 
 def _sessionise(history: list[Events], parts: Parts) -> tuple[list[_Partition], NDArray[np.int64]]:
@@ -122,6 +131,27 @@ def _split(first_ms: NDArray[np.int64]) -> NDArray[np.int8]:
     role[order[: int(len(order) * (LEARN + VALIDATE))]] = 1
     role[order[: int(len(order) * LEARN)]] = 0
     return role
+
+
+def _templates(partitions: list[_Partition], role: NDArray[np.int8]) -> tuple[Templates, list[_Partition]]:
+    """Mine the messages of the sessions to learn from, and read all by the templates found."""
+    if any(p.events.messages is None for p in partitions):
+        return NO_TEMPLATES, partitions
+    templates = mine(said for p in partitions for said in _learned_messages(p, role))
+    read = MessageReader(templates).read
+    return templates, [replace(p, events=_with_templates(p.events, read)) for p in partitions]
+
+
+def _learned_messages(partition: _Partition, role: NDArray[np.int8]) -> Iterator[str]:
+    steps = partition.walk.steps
+    for record in partition.walk.record[steps[role[partition.session[steps]] == 0]].tolist():
+        said = (partition.events.messages or [])[record]
+        if said is not None:
+            yield said
+
+
+def _with_templates(events: Events, read: Callable[[Texts], Texts]) -> Events:
+    return replace(events, tokens=[*events.tokens[:-1], read(events.messages or [])])
 
 
 def _vocabulary(partitions: list[_Partition], role: NDArray[np.int8], parts: Parts) -> Vocabulary:

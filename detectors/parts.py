@@ -15,10 +15,13 @@ from safetensors.numpy import load, save
 from detectors.calibration import Calibration
 from detectors.rows import RowShape
 from features.sessions import SessionRules
+from features.templates import Templates
 from features.tokens import TokenEncoder, Vocabulary
 from models.bundle import Bundle
 from models.errors import BundleError
 from models.runtime import GruKernel
+
+NO_TEMPLATES = Templates(())
 
 
 @dataclass(frozen=True)
@@ -27,6 +30,8 @@ class Learned:
 
     Attributes
     ----------
+    templates
+        Of log messages; none for other streams.
     number
         64 bits of the digest, the mark in each session row this bundle wrote.
     """
@@ -36,6 +41,7 @@ class Learned:
     model: GruKernel
     records: Calibration
     sessions: Calibration
+    templates: Templates = NO_TEMPLATES
 
     @property
     def number(self) -> int:
@@ -58,7 +64,11 @@ class Parts:
 
 
 def pack(
-    vocabulary: Vocabulary, weights: dict[str, Any], records: Calibration, sessions: Calibration
+    vocabulary: Vocabulary,
+    weights: dict[str, Any],
+    records: Calibration,
+    sessions: Calibration,
+    templates: Templates = NO_TEMPLATES,
 ) -> dict[str, bytes]:
     """A bundle's files, from what was learned."""
     calibration: dict[str, NDArray[Any]] = {}
@@ -73,7 +83,14 @@ def pack(
         "vocabulary.json": json.dumps(
             {"fields": vocabulary.fields, "tokens": vocabulary.tokens}, ensure_ascii=False
         ).encode(),
-    }  # fmt: skip
+    } | _templates_file(templates)  # fmt: skip
+
+
+def _templates_file(templates: Templates) -> dict[str, bytes]:
+    """None where the stream has no messages."""
+    if not templates.templates:
+        return {}
+    return {"templates.json": json.dumps(templates.to_json(), ensure_ascii=False, indent=1).encode()}
 
 
 def unpack(bundle: Bundle, fields: Sequence[str], hidden: int) -> Learned:
@@ -95,6 +112,7 @@ def unpack(bundle: Bundle, fields: Sequence[str], hidden: int) -> Learned:
     try:
         words = json.loads(bundle.files["vocabulary.json"])
         vocabulary = Vocabulary(tuple(words["fields"]), tuple(map(tuple, words["tokens"])))
+        templates = Templates.from_json(json.loads(bundle.files.get("templates.json", b"[]")))
         weights = load(bundle.files["weights.safetensors"])
         found = load(bundle.files["calibration.safetensors"])
         records, sessions = (
@@ -104,4 +122,4 @@ def unpack(bundle: Bundle, fields: Sequence[str], hidden: int) -> Learned:
     except (KeyError, ValueError, SafetensorError) as error:
         message = f"bundle {bundle.digest[:12]} lacks a part ({error}); run `offbeat train --promote`"
         raise BundleError(message) from None
-    return Learned(bundle.digest, vocabulary, GruKernel(weights, vocabulary.sizes), records, sessions)
+    return Learned(bundle.digest, vocabulary, GruKernel(weights, vocabulary.sizes), records, sessions, templates)

@@ -15,6 +15,7 @@ from detectors.parts import Learned, Parts
 from detectors.rows import NO_BUNDLE, NO_OFFSET, PartitionState, SessionRows, remember
 from features.events import Events
 from features.sessions import STEP, Walk, log_gaps, walk_sessions
+from features.tokens import OOV
 from models.runtime import F32
 
 OK, WARMING_UP = "ok", "warming_up"
@@ -58,6 +59,8 @@ class Verdicts:
         (n, F) nats per field; score is their sum.
     score, p_value, anomaly
         (n,) float32, float64, bool.
+    unknown
+        (F,) int64: how many tokens of each field the bundle does not know.
     states
         (m, H): the state each operation was scored under, for explanations.
     """
@@ -70,6 +73,7 @@ class Verdicts:
     score: F32
     p_value: NDArray[np.float64]
     anomaly: NDArray[np.bool_]
+    unknown: NDArray[np.int64]
     states: F32
     ends: SessionEnds
 
@@ -105,7 +109,8 @@ def process_batch(
         close_all=close_all,
     )
     hashes = parts.encoder.hashes(events.tokens)
-    surprise, end_surprise, states, hidden = _surprise(events, rows, walk, parts)
+    ids = parts.encoder.ids(events.tokens)
+    surprise, end_surprise, states, hidden = _surprise(ids, rows, walk, parts)
     score = _sum_fields(surprise)
 
     clocks = walk.clocks
@@ -125,7 +130,7 @@ def process_batch(
     p_value, end_p_value = _p_values(score, end_score, learned)
     verdicts = Verdicts(
         events, hashes, walk, WARMING_UP if learned is None else OK, surprise, score, p_value, p_value <= parts.rate,
-        states,
+        np.zeros(len(parts.fields), np.int64) if learned is None else (ids == OOV).sum(axis=0), states,
         SessionEnds(
             ended, end_score, end_p_value, end_p_value <= parts.rate, end_surprise[ended],
             worst[ended], worst_offset[ended], last_offset[ended],
@@ -134,15 +139,15 @@ def process_batch(
     return verdicts, after, partition.advance(events.next_offset, walk.watermark_ms, len(events))
 
 
-def _surprise(events: Events, rows: SessionRows, walk: Walk, parts: Parts) -> tuple[F32, F32, F32, F32]:
+def _surprise(ids: NDArray[np.int32], rows: SessionRows, walk: Walk, parts: Parts) -> tuple[F32, F32, F32, F32]:
     """Surprise of fields and ends, states scored under, states after; NaN and unchanged without a model."""
-    n, m = len(events), len(walk.kind)
+    n, m = len(ids), len(walk.kind)
     if parts.learned is None:
         nowhere = np.zeros((m, rows.hidden.shape[1]), np.float32)
         return np.full((n, len(parts.fields)), np.nan, np.float32), np.full(m, np.nan, np.float32), nowhere, rows.hidden
     scores = parts.learned.model.score_and_step(
         walk.kind, walk.row, walk.record, walk.first,
-        parts.encoder.ids(events.tokens), log_gaps(walk.gap_ms), rows.hidden,
+        ids, log_gaps(walk.gap_ms), rows.hidden,
     )  # fmt: skip
     return scores.surprise, scores.end_surprise, scores.states, scores.hidden
 

@@ -6,7 +6,7 @@ depend on the others in the slice.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -22,12 +22,16 @@ from features.errors import (
 from features.event_time import MAX_TIME_MS, parse_time_ms, parse_times_ms
 from features.events import Events, Record, Reject
 from features.json_fields import ANY, JsonFields, Kinds
-from features.paths import Path, parse_path
+from features.masking import NO_MASK, Masker
+from features.paths import Path, format_path, parse_path
+from features.text_fields import TextFields
+from features.text_lines import LineReader
 
 MAX_SESSION_CHARACTERS = 1_024
 MAX_TOKEN_CHARACTERS = 1_024  # a longer text is no category, and would not fit into a message about it
 _TOKEN: Kinds = frozenset({str, int, bool})
 _SESSION: Kinds = frozenset({str, int})
+_MESSAGE: Kinds = frozenset({str})
 _TIME: Kinds = frozenset({str, int, float})
 _TEXT_OR_NOTHING = {str, type(None)}
 
@@ -56,17 +60,27 @@ class Decoder:
         Paths of the token fields: text; whole numbers and truth values count as the text JSON has for them.
     end_when
         Field values that mark a session's last event; empty for none.
+    message
+        Path of a field of free text, which becomes one more token field, after the others; None for none.
+    read_messages
+        What becomes of its texts; absent, they stay as they are.
+    text
+        Reads records that are text; absent, they are JSON objects.
+    masker
+        Masks sessions, tokens and messages before anything else sees them; with any rule, nothing of a record that is
+        set aside is kept but the reason.
 
     Raises
     ------
     ValueError
-        A path is none, or lies inside another (`user` and `user.id`).
+        A path is none, lies inside another (`user` and `user.id`), or is none of the pattern's groups.
     """
 
     def __init__(
-        self, session: str, time: str | None, tokens: Iterable[str], end_when: Mapping[str, str | bool | int | float]
-    ) -> None:
-        self.token_fields = tuple(tokens)
+        self, session: str, time: str | None, tokens: Iterable[str], end_when: Mapping[str, str | bool | int | float],
+        message: str | None = None, *, read_messages: Callable[[Sequence[str | None]], list[str | None]] = list,
+        text: LineReader | None = None, masker: Masker = NO_MASK,
+    ) -> None:  # fmt: skip
         kinds: dict[Path, Kinds] = {}
 
         def field(path: str, of: Kinds) -> Path:
@@ -75,14 +89,20 @@ class Decoder:
             return parsed
 
         ends = [(field(path, ANY), value) for path, value in end_when.items()]
-        columns = [field(path, _TOKEN) for path in self.token_fields]
+        columns = [(path, field(path, _TOKEN)) for path in tokens]
+        said = None if message is None else field(message, _MESSAGE)
         by = None if session == "@key" else field(session, _SESSION)
         at = None if time is None else field(time, _TIME)
-        fields = JsonFields(kinds)
+        fields = JsonFields(kinds) if text is None else TextFields(text, kinds)
         self._parse = fields.parse
         self._session = None if by is None else fields.getter(by)
         self._time = None if at is None else fields.getter(at)
-        self._tokens = [fields.getter(path) for path in columns]
+        self._tokens = [(name, fields.getter(path), masker.of(format_path(path))) for name, path in columns]
+        self._message = None if said is None else fields.getter(said)
+        self._mask_message = None if said is None else masker.of(format_path(said))
+        self._mask_session = masker.of("@key" if by is None else format_path(by))
+        self.masker = masker
+        self._read_messages = read_messages
         self._ends = [(fields.getter(path), value) for path, value in ends]
 
     def decode(self, records: Iterable[Record], *, check_key: bool) -> Events:
@@ -114,7 +134,13 @@ class Decoder:
             parsed = [p for p in parsed if p[0] not in bad]
             rejects = sorted([*rejects, *bad.values()], key=lambda reject: reject.index)
             columns = self._columns(parsed, check_key=check_key)
-        return Events(*columns, rejects, tombstones, next_offset)
+        messages, tokens = None, columns[5]
+        if self._message is not None:
+            messages = tokens[-1]
+            tokens[-1] = self._read_messages(messages)  # once for each record, for it may count them
+        if self.masker:
+            rejects = [Reject(r.index, type(r.error)(r.error.in_general), is_private=True) for r in rejects]
+        return Events(*columns, rejects, tombstones, next_offset, messages)
 
     def _bad(self, parsed: list[_Parsed], *, check_key: bool) -> dict[int, Reject]:
         """Which records cannot be read and why, by halves: a slice with one bad record costs twice a good one."""
@@ -131,9 +157,9 @@ class Decoder:
         """Columns of records; raises what is wrong with one of them."""
         index, records, events = map(list, zip(*parsed, strict=True)) if parsed else ([], [], [])
         session, sessions = self._sessions(records, events, check_key=check_key)
-        tokens = [
-            _texts(field, list(map(get, events))) for field, get in zip(self.token_fields, self._tokens, strict=True)
-        ]
+        tokens = [_masked(_texts(name, list(map(get, events))), way) for name, get, way in self._tokens]
+        if self._message is not None:
+            tokens.append(_masked(list(map(self._message, events)), self._mask_message))
         return (
             np.array(index, np.int32), np.array([r.offset for r in records], np.int64),
             self._times(records, events), session, sessions, tokens, self._is_end(events),
@@ -159,6 +185,8 @@ class Decoder:
             for record, number in zip(records, session, strict=True):
                 if record.key != keys[number]:
                     raise _mismatch(record, sessions[number])
+        if self._mask_session is not None:
+            return _renumbered(session, _masked(sessions, self._mask_session))
         return np.array(session, np.int32), sessions
 
     def _times(self, records: list[Record], events: list[Any]) -> NDArray[np.int64]:
@@ -180,6 +208,21 @@ class Decoder:
         for get, wanted in self._ends:
             is_end &= np.array([_same(get(event), wanted) for event in events], np.bool_)
         return is_end
+
+
+def _masked(column: list[Any], way: Callable[[Any], Any] | None) -> list[Any]:
+    """Texts masked, each distinct one once."""
+    if way is None:
+        return column
+    known = {text: way(text) for text in set(column)}
+    return [known[text] for text in column]
+
+
+def _renumbered(session: list[int], names: list[str]) -> tuple[NDArray[np.int32], list[str]]:
+    """Sessions that share a name once it is masked are one."""
+    numbers: dict[str, int] = {}
+    number = [numbers.setdefault(name, len(numbers)) for name in names]
+    return np.array([number[s] for s in session], np.int32), list(numbers)
 
 
 def _names(found: list[Any]) -> list[str]:

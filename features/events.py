@@ -28,10 +28,11 @@ class Record(Protocol):
 
 @dataclass(frozen=True)
 class Reject:
-    """A record that cannot be scored: its position in the slice, and why."""
+    """A record that cannot be scored: its position in the slice, and why; if private, nothing else may be shown."""
 
     index: int
     error: RecordError
+    is_private: bool = False
 
 
 @dataclass(frozen=True)
@@ -56,6 +57,8 @@ class Events:
         Records set aside.
     tombstones
         How many records had no value.
+    messages
+        n texts (or None) of log lines as they came, where the last token column holds their templates; else None.
     next_offset
         The offset after the last record given, valid or not; None if none was given.
     """
@@ -70,6 +73,7 @@ class Events:
     rejects: list[Reject]
     tombstones: int
     next_offset: int | None
+    messages: list[str | None] | None = None
 
     def __len__(self) -> int:
         return len(self.offsets)
@@ -99,4 +103,5 @@ class Events:
             self.index[part], self.offsets[part], self.time_ms[part], np.array(session, np.int32),
             [self.sessions[s] for s in numbers], [column[part] for column in self.tokens], self.ends[part],
             rejects, tombstones, self.next_offset if high == len(self) else int(self.offsets[high]),
+            None if self.messages is None else self.messages[part],
         )  # fmt: skip

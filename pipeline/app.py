@@ -19,12 +19,13 @@ from pipeline.metrics import Metrics
 from pipeline.outputs import Output
 from pipeline.pulse import SESSION_TIMEOUT_S
 from pipeline.recovery import Recovery
-from pipeline.serving import make_decoder, make_parts, state_fingerprint
+from pipeline.serving import make_live_decoder, make_parts, state_fingerprint
 from pipeline.settings import Settings, StreamSettings
 from pipeline.standby import Standbys
 from pipeline.topic_ids import TopicIds
 from pipeline.topics import OUTPUTS, changelog_topic, controls_topic, output_topic
 from pipeline.transport import SliceApp
+from pipeline.unmatched_lines import UnmatchedLines
 
 _LEAST_HOT = 64  # rows a partition may always keep, however many partitions share the budget
 _STOP_TIMEOUT_S = 3.0
@@ -93,6 +94,8 @@ def build_app(
     clients = Clients(settings)
     topic_ids, outbox = TopicIds(clients), Outbox(settings, clients, metrics)
     recovery = Recovery(clients, topic_ids, wall_clock_ms)
+    rows_folder = instance.folder / settings.app
+    unmatched = UnmatchedLines(rows_folder, [name for name, stream in settings.streams.items() if stream.message])
     controls, memory = ControlReader(clients, controls_topic(settings)), Memory()
     capacity = max(_LEAST_HOT, settings.state.hot_sessions // max(1, partitions))
     interval_s = max(settings.checkpoint_interval / 1000, partitions / _COMMITS_PER_S)
@@ -103,8 +106,9 @@ def build_app(
             name=name, group=settings.app, fingerprint=state_fingerprint(settings, name),
             changelog=changelog_topic(settings, name), starts_latest=stream.start == "latest",
             exactly_once=settings.delivery == "exactly_once", accepts_reset=accepts_reset, capacity=capacity,
-            checkpoint_interval_s=interval_s, idle_s=idle_ms / 1000, folder=instance.folder / settings.app,
-            memory=memory, decoder=make_decoder(stream), make_parts=lambda: make_parts(settings, name, learned[name]),
+            checkpoint_interval_s=interval_s, idle_s=idle_ms / 1000, folder=rows_folder,
+            memory=memory, decoder=make_live_decoder(settings, name, learned[name], unmatched.of.get(name)),
+            make_parts=lambda: make_parts(settings, name, learned[name]),
             sample=settings.decisions.sample, make_producer=clients.transactional_producer, recovery=recovery,
             controls=controls, topic_ids=topic_ids, send=outbox.send, output_topic=outbox.topic, metrics=metrics,
             health=health,
@@ -118,8 +122,10 @@ def build_app(
         await recovery.start()
         await outbox.start()
         await controls.start()
+        await unmatched.start()
 
     async def stop() -> None:
+        await unmatched.stop()
         await controls.stop()
         await outbox.stop()
         await recovery.stop()

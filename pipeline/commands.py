@@ -18,12 +18,15 @@ from confluent_kafka import KafkaError, KafkaException
 from rich.console import Console
 from rich.table import Table
 
+from features.templates import Templates
 from pipeline.clients import Clients
 from pipeline.errors import BrokerUnavailableError, TopicError, UsageError
 from pipeline.screen import progress_bar, screen
 from pipeline.settings import Settings
+from pipeline.unmatched_lines import covered_now
 
 _FLUSH_S = 30.0
+_EXAMPLES = 5  # of unknown lines shown after a training
 
 
 def _size(path: Path) -> int:
@@ -72,7 +75,7 @@ def train_stream(
     stream = settings.stream(name)
     directory = settings.bundles_dir / name
     _make_folder(directory)
-    decoder = make_decoder(stream)
+    decoder = make_decoder(settings, name)
     history: History
     if source is not None:
         _size(source)
@@ -98,6 +101,8 @@ def train_stream(
     serves = promoted or serving_digest(directory) is None
     if serves:
         promote(directory, digest)
+    if stream.message is not None:
+        _tell_unmatched(settings, name, learned.templates)
     for warning in learned.warnings:
         screen.print(f"warning: {warning}", style="yellow")
     if as_json:
@@ -107,6 +112,15 @@ def train_stream(
     print(f"Learned {data['sessions']:,} sessions ({data['records']:,} records) into bundle {digest[:12]}.")
     hint = "" if serves else f"; another one serves {name}, `--promote` lets this one"
     print(f"It lies in {directory / digest}{hint}." if hint else f"It serves {name} ({directory / digest}).")
+
+
+def _tell_unmatched(settings: Settings, name: str, templates: Templates) -> None:
+    """Whether lines that workers met in vain are known now."""
+    lines, matched, examples = covered_now(settings, name, templates)
+    if lines:
+        screen.print(f"{lines:,} lines matched no template before; {matched:,} of them do now")
+        for example in examples[:_EXAMPLES]:
+            screen.print(f"  still unknown: {example[:200]}", markup=False)
 
 
 def score_stream(

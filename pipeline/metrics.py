@@ -23,6 +23,11 @@ class Metrics:
             "offbeat_dead_letters", "Records that could not be scored, by reason.", ("stream", "reason"),
             registry=registry,
         )  # fmt: skip
+        self.unknown_tokens = Counter(
+            "offbeat_unknown_tokens",
+            "Tokens the bundle does not know, by field; for `message` lines that match no template.",
+            ("stream", "field"), registry=registry,
+        )  # fmt: skip
         self.verdicts = Counter(
             "offbeat_verdicts", "Decisions on records and sessions; anomaly is true or false.",
             ("stream", "type", "anomaly"), registry=registry,

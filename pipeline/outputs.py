@@ -159,8 +159,8 @@ class Emitter:
         return out
 
     def dead_letter(self, reject: Reject, record: Record, now_ms: int) -> Output:
-        """A record that cannot be scored, with its reason."""
-        value = record.value or b""
+        """A record that cannot be scored, with its reason, and what it holds unless that is private."""
+        value, key = (b"", None) if reject.is_private else (record.value or b"", record.key)
         kept = value[:MAX_PAYLOAD]
         text = _text(kept, cut=len(value) > MAX_PAYLOAD)
         identity = message_id(self.parts.stream, self.place, record.offset, "dead-letter")
@@ -170,15 +170,17 @@ class Emitter:
             "reason": reject.error.reason,
             "detail": str(reject.error),
             "source": {"topic": self.place.topic, "partition": self.place.partition, "offset": record.offset},
-            "key": None if record.key is None else record.key[:MAX_KEY].decode("utf-8", "replace"),
-            "payload": text,
+            "key": None if key is None else key[:MAX_KEY].decode("utf-8", "replace"),
+            "payload": None if reject.is_private else text,
             "payload_base64": b64encode(kept).decode() if text is None else None,
             "truncated": len(value) > MAX_PAYLOAD,
             "detected_ms": now_ms,
         }
-        key = None if record.key is None else record.key[:MAX_KEY]
         return Output(
-            "dead-letters", key, orjson.dumps(body), event_headers(self.parts.stream, identity, "dead-letter", now_ms)
+            "dead-letters",
+            None if key is None else key[:MAX_KEY],
+            orjson.dumps(body),
+            event_headers(self.parts.stream, identity, "dead-letter", now_ms),
         )
 
     def _record(self, verdicts: Verdicts, i: int, rows: SessionRows) -> Json:

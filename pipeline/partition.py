@@ -271,6 +271,9 @@ class Partition:
         if self._uncovered_since is None and (events.next_offset is not None or len(done.verdicts.ends.operation)):
             self._uncovered_since = self.context.monotonic()
         verdicts, metrics, name = done.verdicts, self.context.metrics, self.context.name
+        for field, unknown in zip(holding.parts.fields, verdicts.unknown.tolist(), strict=True):
+            if unknown:
+                metrics.unknown_tokens.labels(name, field).inc(unknown)
         for reject in events.rejects:
             await self._send(self._emitter.dead_letter(reject, records[reject.index], self.context.now_ms()))
             metrics.dead_letters.labels(name, reject.error.reason).inc()

@@ -12,7 +12,7 @@ from features.events import Events
 from pipeline.clients import Clients
 from pipeline.errors import BrokerUnavailableError, TopicError
 from pipeline.score import Line, read_lines
-from pipeline.serving import make_decoder
+from pipeline.serving import make_session_decoder
 from pipeline.settings import StreamSettings
 
 _CHUNK = 500
@@ -32,7 +32,7 @@ def produce_lines(
     TopicError
         A record is larger than client or topic allow, or the broker refused one.
     """
-    producer, decoder = clients.confluent_producer(), make_decoder(stream)
+    producer, decoder = clients.confluent_producer(), make_session_decoder(stream)
     failures: list[KafkaError] = []
     sent = 0
 

@@ -17,7 +17,7 @@ from typing import Annotated, Any, Literal, TypeGuard, Union, get_args, get_orig
 import yaml
 from prometheus_client import CollectorRegistry
 from prometheus_client.metrics import MetricWrapperBase
-from pydantic import BaseModel, Field, TypeAdapter
+from pydantic import BaseModel, Field, SecretStr, TypeAdapter
 from pydantic.fields import FieldInfo
 
 from pipeline.metrics import Metrics
@@ -38,6 +38,7 @@ _EXAMPLES: dict[str, Any] = {
     "streams.orders.session.end_when": {"status": "closed"},
     "streams.orders.time": "ts",
     "streams.orders.tokens": ["action", "status"],
+    "streams.orders.mask": {"status": "redact"},
 }
 _STREAM = "orders"
 
@@ -159,21 +160,24 @@ def _type(field: FieldInfo) -> str:
     return ", ".join([_words(field.annotation, field.metadata), *_bounds(field)])
 
 
+_WORDS: dict[Any, str] = {
+    str: "text", SecretStr: "text, never shown", Path: "path", int: "whole number", float: "number",
+    bool: "true or false", list[str]: "list of texts", dict[str, Any]: "field: rule pairs",
+    dict[str, Scalar]: "field: value pairs; a value is text, a number, or true or false",
+}  # fmt: skip
+
+
 def _words(annotation: Any, metadata: list[Any]) -> str:
     if get_origin(annotation) is Annotated:
         annotation, *metadata = get_args(annotation)
     if any(m in get_args(DurationMs) for m in metadata):
         return "duration"
-    if annotation == dict[str, Scalar]:
-        return "field: value pairs; a value is text, a number, or true or false"
-    if annotation == list[str]:
-        return "list of texts"
     if get_origin(annotation) is Literal:
         return " or ".join(f"`{value}`" for value in get_args(annotation))
     if isinstance(annotation, UnionType) or get_origin(annotation) is Union:
         inner = [_words(a, []) for a in get_args(annotation) if a is not NoneType]
         return " or ".join(inner) + ", or absent"
-    return {str: "text", Path: "path", int: "whole number", float: "number", bool: "true or false"}[annotation]
+    return _WORDS[annotation]
 
 
 def _bounds(field: FieldInfo) -> Iterator[str]:

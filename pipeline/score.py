@@ -19,7 +19,7 @@ from features.decode import Decoder
 from features.events import Events
 from pipeline.errors import UsageError
 from pipeline.outputs import Emitter, Json, Place, message_id
-from pipeline.serving import make_decoder, make_parts
+from pipeline.serving import make_live_decoder, make_parts
 from pipeline.settings import Settings
 from pipeline.slices import process_slice
 from pipeline.store import RowStore
@@ -39,6 +39,7 @@ class _Envelope(msgspec.Struct, gc=False):
     topic: str | None = msgspec.field(default=None, name="_topic")
     partition: _Count | None = msgspec.field(default=None, name="_partition")
     offset: _Count | None = msgspec.field(default=None, name="_offset")
+    value: str | None = msgspec.field(default=None, name="_value")
 
 
 _decode_envelope = msgspec.json.Decoder(_Envelope).decode
@@ -91,7 +92,7 @@ def _line(number: int, text: bytes, path: Path, topic: str) -> Line:
         number - 1 if about.offset is None else about.offset,
         0 if about.timestamp_ms is None else about.timestamp_ms,
         None if about.key is None else about.key.encode(),
-        text,
+        text if about.value is None else about.value.encode(),
     )
 
 
@@ -109,7 +110,7 @@ class Scorer:
 
     def __init__(self, settings: Settings, name: str, learned: Learned | None) -> None:
         self._settings, self._name, self._learned = settings, name, learned
-        self._decoder: Decoder = make_decoder(settings.stream(name))
+        self._decoder: Decoder = make_live_decoder(settings, name, learned)
         self._partitions: dict[Place, _Partition] = {}
 
     def score(self, lines: list[Line]) -> Iterator[Json]:

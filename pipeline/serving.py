@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from hashlib import sha256
 from pathlib import Path
 
@@ -10,15 +11,50 @@ import orjson
 from detectors.parts import Learned, Parts, unpack
 from detectors.rows import RowShape
 from features.decode import Decoder
+from features.masking import make_masker
+from features.messages import MessageReader
+from features.paths import format_path, parse_path
 from features.sessions import SessionRules
+from features.text_lines import LineReader
 from features.tokens import TokenEncoder
+from features.unmatched import Unmatched
 from models.bundle import read_bundle, serving_digest
 from pipeline.settings import Settings, StreamSettings
 
 
-def make_decoder(stream: StreamSettings) -> Decoder:
-    """The decoder a stream's config describes."""
-    return Decoder(stream.session.by, stream.time, stream.tokens, stream.session.end_when)
+def make_decoder(
+    settings: Settings, name: str, read_messages: Callable[[Sequence[str | None]], list[str | None]] = list
+) -> Decoder:
+    """The decoder a stream's section describes; for training, which takes messages as they are."""
+    stream = settings.stream(name)
+    return Decoder(
+        stream.session.by, stream.time, stream.tokens, stream.session.end_when, stream.message,
+        read_messages=read_messages, text=_line_reader(stream),
+        masker=make_masker(stream.mask_rules, settings.mask_key),
+    )  # fmt: skip
+
+
+def make_live_decoder(
+    settings: Settings, name: str, learned: Learned | None, unmatched: Unmatched | None = None
+) -> Decoder:
+    """The same with messages read by the templates in force."""
+    return make_decoder(settings, name, MessageReader(None if learned is None else learned.templates, unmatched).read)
+
+
+def make_session_decoder(stream: StreamSettings) -> Decoder:
+    """For producers, which put the session into the record's key: it reads that alone, and masks nothing."""
+    return Decoder(stream.session.by, None, [], {}, text=_line_reader(stream))
+
+
+def saved_name(settings: Settings, name: str, session: str) -> str:
+    """Under what a session is kept: masked, where the stream masks sessions."""
+    stream = settings.stream(name)
+    path = stream.session.by if stream.session.by == "@key" else format_path(parse_path(stream.session.by))
+    return str(make_masker(stream.mask_rules, settings.mask_key).value(path, session))
+
+
+def _line_reader(stream: StreamSettings) -> LineReader | None:
+    return LineReader(stream.pattern) if stream.format == "text" else None
 
 
 def make_parts(settings: Settings, name: str, learned: Learned | None) -> Parts:
@@ -27,11 +63,11 @@ def make_parts(settings: Settings, name: str, learned: Learned | None) -> Parts:
     return Parts(
         stream=name,
         topic=stream.topic,
-        fields=tuple(stream.tokens),
-        shape=RowShape(stream.model.hidden, stream.model.context, len(stream.tokens)),
+        fields=stream.fields,
+        shape=RowShape(stream.model.hidden, stream.model.context, len(stream.fields)),
         rules=SessionRules(_gap_ms(settings, stream), stream.session.max_events),
         rate=stream.promise.false_alarm_rate,
-        encoder=TokenEncoder(len(stream.tokens), None if learned is None else learned.vocabulary),
+        encoder=TokenEncoder(len(stream.fields), None if learned is None else learned.vocabulary),
         learned=learned,
     )
 
@@ -51,7 +87,7 @@ def load_serving(settings: Settings, name: str, bundle: Path | None = None) -> L
         if digest is None:
             return None
         bundle = directory / digest
-    return unpack(read_bundle(bundle), stream.tokens, stream.model.hidden)
+    return unpack(read_bundle(bundle), stream.fields, stream.model.hidden)
 
 
 def _gap_ms(settings: Settings, stream: StreamSettings) -> int:
@@ -64,7 +100,13 @@ def state_fingerprint(settings: Settings, name: str) -> str:
     stream = settings.stream(name)
     session = stream.session.model_dump(mode="json", exclude={"idle"}) | {"gap": _gap_ms(settings, stream)}
     parts = {
-        "session": session, "tokens": stream.tokens, "time": stream.time,
+        "session": session, "tokens": stream.fields, "time": stream.time,
         "core": stream.model.core, "hidden": stream.model.hidden, "context": stream.model.context,
     }  # fmt: skip
+    # Only where they are used, so that rows of streams without them stay as they are.
+    if stream.format == "text":
+        parts["text"] = stream.pattern
+    if stream.mask:
+        example = make_decoder(settings, name).masker.value  # hashes depend on the secret
+        parts["mask"] = {"rules": stream.mask, "example": [example(path, "example") for path in stream.mask_rules]}
     return sha256(orjson.dumps(parts, option=orjson.OPT_SORT_KEYS)).hexdigest()[:16]

@@ -22,7 +22,7 @@ from pipeline.cold_rows import session_key
 from pipeline.deletion import Trace, is_applied, send_control, traces
 from pipeline.errors import SessionError, TopicError, UsageError
 from pipeline.screen import progress_bar, screen
-from pipeline.serving import load_serving, make_parts
+from pipeline.serving import load_serving, make_parts, saved_name
 from pipeline.sessions import checked_name, describe, in_words, iso
 from pipeline.settings import Settings
 from pipeline.topics import changelog_topic, controls_topic, partition_counts
@@ -44,6 +44,7 @@ def show_session(settings: Settings, name: str, session: str, *, all_partitions:
     clients = Clients(settings)
     changelog, count = _changelog(settings, name, clients.admin())
     partitions = list(range(count)) if all_partitions else usual_partitions(session, count)
+    session = saved_name(settings, name, session)
     with KeyReader(clients, changelog, session_key(session), partitions) as reader, _reading(changelog) as progress:
         reader.read(progress)
     if reader.row is None:
@@ -85,9 +86,8 @@ def delete_session(
         No worker has applied it within `wait_s`.
     """
     settings.stream(name)
-    control = DeleteSession(
-        type="delete_session", stream=name, session=checked_name(session), issued_ms=time.time_ns() // 1_000_000
-    )
+    session = saved_name(settings, name, checked_name(session))
+    control = DeleteSession(type="delete_session", stream=name, session=session, issued_ms=time.time_ns() // 1_000_000)
     sends, topic, clients = yes or not verify, controls_topic(settings), Clients(settings)
     if sends and not yes and not sys.stdin.isatty():
         message = "`offbeat sessions delete` asks before it deletes, and there is no terminal to ask at; add --yes"

@@ -10,7 +10,7 @@ import os
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import yaml
 from pydantic import (
@@ -19,6 +19,7 @@ from pydantic import (
     ConfigDict,
     Field,
     PlainSerializer,
+    SecretStr,
     ValidationError,
     field_validator,
     model_validator,
@@ -27,6 +28,9 @@ from pydantic import (
 from pipeline.errors import ConfigError
 from pipeline.units import format_duration_ms, parse_duration_ms
 from pipeline.wire import MESSAGES
+
+if TYPE_CHECKING:
+    from features.masking import Rule
 
 DurationMs = Annotated[
     int,
@@ -42,15 +46,12 @@ LATER_KEYS = {
     "runtime": "a choice of runtime",
     "streams.*.late": "lateness and reordering",
     "streams.*.numbers": "numeric fields",
-    "streams.*.mask": "masking",
     "streams.*.segment": "segments",
-    "streams.*.message": "log messages",
     "streams.*.window": "metric windows",
     "streams.*.promise.alert_budget": "alert budgets",
 }
 # Values that exist in the design but not in this version, by key; and what there is instead.
 LATER_VALUES = {
-    ("streams.*.kind", "logs"): "log streams",
     ("streams.*.kind", "metrics"): "metric streams",
     ("streams.*.model.core", "lstm"): "the LSTM core",
     ("streams.*.model.core", "transformer"): "the Transformer core",
@@ -154,8 +155,18 @@ class PromiseSettings(_Section):
 class StreamSettings(_Section):
     """One stream: a topic, its sessions, its fields, its model."""
 
-    kind: Literal["events"] = Field("events", description="What the topic carries.")
+    kind: Literal["events", "logs"] = Field(
+        "events", description="What the topic carries: events, or log lines, which have a `message`."
+    )
     topic: str = Field(pattern=r"^[A-Za-z0-9._-]{1,249}$", description="The Kafka topic to read.")
+    format: Literal["json", "text"] = Field(
+        "json", description="What a record is: a JSON object, or text, such as a raw log line."
+    )
+    pattern: str | None = Field(
+        None,
+        description="Text: a regular expression whose named groups are the fields. Absent: common formats of logs are "
+        "told apart, line by line.",
+    )
     start: Literal["latest", "earliest"] = Field("latest", description="Where to begin the very first time.")
     session: SessionSettings
     time: str | None = Field(
@@ -164,10 +175,20 @@ class StreamSettings(_Section):
         "Absent: Kafka's timestamp.",
     )
     tokens: list[str] = Field(
-        min_length=1, max_length=8,
+        default_factory=list, max_length=8,
         description="Categorical fields the model learns: text; whole numbers and truth values count as text. Leave "
         "out fields that follow from another: a record's score sums its fields, so what they share would count twice.",
     )  # fmt: skip
+    message: str | None = Field(
+        None,
+        description="Logs: the field with the line's text. Training mines templates from it, and a line's template "
+        "is a token; a line of no known template is `<oov>`.",
+    )
+    mask: dict[str, Any] = Field(
+        default_factory=dict,
+        description="Fields (or @key) to mask before anything is kept, logged, learned or sent: drop, hash, redact or "
+        "{truncate: N}. With any of these, dead letters hold nothing of a record but the reason.",
+    )
     model: ModelSettings = ModelSettings()
     promise: PromiseSettings = PromiseSettings()
 
@@ -182,14 +203,51 @@ class StreamSettings(_Section):
     @model_validator(mode="after")
     def _fields_fit_together(self) -> StreamSettings:
         from features.decode import Decoder
+        from features.text_lines import LineReader
 
-        Decoder(self.session.by, self.time, self.tokens, self.session.end_when)  # refuses what it cannot read
+        if (self.message is None) != (self.kind == "events"):
+            message = "`message` names the text of log lines: write it with kind: logs, and only with that"
+            raise ValueError(message)
+        if not self.fields:
+            message = "tokens is empty; a stream of events needs at least one field to learn"
+            raise ValueError(message)
+        if self.pattern is not None and self.format != "text":
+            message = "`pattern` reads lines of text: write it with format: text, and only with that"
+            raise ValueError(message)
+        # Refuses what it cannot read.
+        text = LineReader(self.pattern) if self.format == "text" else None
+        Decoder(self.session.by, self.time, self.tokens, self.session.end_when, self.message, text=text)
         return self
+
+    @model_validator(mode="after")
+    def _masks_can_be_applied(self) -> StreamSettings:
+        for path, rule in self.mask_rules.items():
+            if path == self.time:
+                message = f"mask.{path} masks the time, which is kept as a number; remove the rule"
+                raise ValueError(message)
+            if path == self.session.by and rule.kind == "drop":
+                message = f"mask.{path} drops the session; write hash, so that sessions stay apart without their names"
+                raise ValueError(message)
+        return self
+
+    @property
+    def mask_rules(self) -> dict[str, Rule]:
+        """By path."""
+        from features.masking import parse_rules
+        from features.paths import format_path, parse_path
+
+        rules = parse_rules(self.mask)
+        return {path if path == "@key" else format_path(parse_path(path)): rule for path, rule in rules.items()}
+
+    @property
+    def fields(self) -> tuple[str, ...]:
+        """What the model learns: token fields, and the message of a log line."""
+        return (*self.tokens, *(() if self.message is None else (self.message,)))
 
     @model_validator(mode="after")
     def _end_of_token_field_is_text(self) -> StreamSettings:
         for field, value in self.session.end_when.items():
-            if field in self.tokens and not isinstance(value, str):
+            if field in self.fields and not isinstance(value, str):
                 message = (
                     f"session.end_when.{field} compares a token field, so it must be text: write {field}: '{value}'"
                 )
@@ -212,6 +270,9 @@ class Settings(_Section):
     data_dir: Path = Field(Path("./offbeat-data"), description="Session state lives in data_dir/INSTANCE.")
     models_dir: Path | None = Field(None, description="Trained bundles. Absent: data_dir/models.")
     http: HttpSettings = HttpSettings()
+    mask_secret: SecretStr | None = Field(
+        None, description="Key of the hashes that `mask` makes, at least 16 bytes. Best set as OFFBEAT_MASK_SECRET."
+    )
     delivery: Literal["at_least_once", "exactly_once"] = Field(
         "at_least_once",
         description="at_least_once: outputs leave at once and may come twice after a crash, with the same id and "
@@ -236,6 +297,23 @@ class Settings(_Section):
                 raise ValueError(message)
             topics[stream.topic] = name
         return streams
+
+    @model_validator(mode="after")
+    def _hashes_have_a_secret(self) -> Settings:
+        from features.masking import make_masker
+
+        for name, stream in self.streams.items():
+            try:
+                make_masker(stream.mask_rules, self.mask_key)
+            except ValueError as error:
+                message = f"stream {name}: {error}; set OFFBEAT_MASK_SECRET"
+                raise ValueError(message) from None
+        return self
+
+    @property
+    def mask_key(self) -> bytes | None:
+        """The secret as bytes."""
+        return None if self.mask_secret is None else self.mask_secret.get_secret_value().encode()
 
     @model_validator(mode="after")
     def _reads_no_output(self) -> Settings:
@@ -334,7 +412,7 @@ def _value_of_variable(variable: str, text: str, annotation: Any) -> Any:
     """Text and paths as they are (an empty one is none), everything else as YAML."""
     if annotation in (str, Path):
         return text
-    if annotation in (str | None, Path | None):
+    if annotation in (str | None, Path | None, SecretStr | None):
         return text or None
     try:
         return yaml.safe_load(text)

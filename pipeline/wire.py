@@ -126,11 +126,17 @@ class DeadLetter(_Message):
 
     id: str = Field(description="stream/topic/partition/offset/dead-letter")
     stream: str
-    reason: Literal["bad_record", "not_json", "wrong_type", "missing_session", "key_is_not_session", "bad_time"]
+    reason: Literal[
+        "bad_record", "not_json", "wrong_type", "missing_session", "key_is_not_session", "bad_time", "not_text",
+        "too_long", "no_match",
+    ]  # fmt: skip
     detail: str
     source: Source
     key: str | None
-    payload: str | None = Field(description="The record's value as text, cut at 64 kB; null where it is no UTF-8.")
+    payload: str | None = Field(
+        description="The record's value as text, cut at 64 kB; null where it is no UTF-8, or where "
+        "the stream is masked."
+    )
     payload_base64: str | None = Field(description="The value in base64 where it is no UTF-8, cut at 64 kB.")
     truncated: bool
     detected_ms: int

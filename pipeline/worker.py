@@ -22,7 +22,7 @@ from pipeline.logs import configure_logs, get_logger
 from pipeline.metrics import Metrics
 from pipeline.outputs import Place
 from pipeline.score import Line
-from pipeline.serving import load_serving, make_decoder, make_parts
+from pipeline.serving import load_serving, make_live_decoder, make_parts
 from pipeline.settings import Settings
 from pipeline.topics import check_topics
 from pipeline.watchdog import LoopGuard
@@ -87,7 +87,7 @@ def run_worker(settings: Settings, *, accepts_reset: bool = False) -> None:
 def warm_up(settings: Settings, name: str, learned: Learned | None) -> None:
     """Compile the kernels on one made-up event, so that the first slice does not wait for numba."""
     stream = settings.streams[name]
-    parts, decoder = make_parts(settings, name, learned), make_decoder(stream)
+    parts, decoder = make_parts(settings, name, learned), make_live_decoder(settings, name, learned)
     events = decoder.decode([Line(1, Place(stream.topic, 0), 0, 0, b"warm-up", b"{}")], check_key=False)
     rows = SessionRows.empty(len(events.sessions), parts.shape)
     process_batch(events, rows, PartitionState(0), parts, close_all=True)

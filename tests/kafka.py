@@ -122,13 +122,14 @@ class Stack:
         """Values of one of the output topics."""
         return [json.loads(m.value()) for m in self.read(f"{self.name}.{what}")]
 
-    def write_back(self, path: Path) -> None:
+    def write_back(self, path: Path, *, as_text: bool = False) -> None:
         """Write the source topic as `offbeat score` reads it, with each record's key, partition and offset."""
         with path.open("w") as file:
             for m in self.read(self.source):
                 about = {"_key": m.key().decode(), "_partition": m.partition(), "_offset": m.offset()}
                 about["_timestamp_ms"] = m.timestamp()[1]
-                file.write(json.dumps(json.loads(m.value()) | about) + "\n")
+                event = {"_value": m.value().decode()} if as_text else json.loads(m.value())
+                file.write(json.dumps(event | about) + "\n")
 
     def committed(self) -> dict[int, int]:
         """The group's offset of each source partition; absent where there is none."""

@@ -134,7 +134,7 @@ def test_config_schema_is_a_schema(offbeat: Offbeat) -> None:
         ("topics.create", "perhaps", "topics.create is 'perhaps'; expected true or false"),
         ("app", "a b", "app is 'a b'; expected text that matches"),
         ("streams.*.model.core", "gruu", "streams.orders.model.core is 'gruu'; expected 'gru'"),
-        ("streams.*.tokens", [], "streams.orders.tokens is []; expected at least 1"),
+        ("streams.*.tokens", [], "tokens is empty; a stream of events needs at least one field to learn"),
         ("streams.*.tokens", ["a", "a"], "each field may stand in tokens once"),
         ("streams.*.tokens", ["user", "user.id"], "the field user is used as a value and, in another place, as an"),
         ("streams.*.time", "a..b", "'a..b' is no field"),
