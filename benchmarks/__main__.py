@@ -16,8 +16,11 @@ from typing import Any
 
 from rich.console import Console
 
+from benchmarks import loghub
 from benchmarks.quality import hdfs
-from benchmarks.speed import checkpoint, memory, recovery, text_lines, whole_path
+from benchmarks.quality import templates as template_quality
+from benchmarks.speed import checkpoint, decode, masking, memory, recovery, text_lines, whole_path
+from benchmarks.speed import templates as template_speed
 
 RESULTS = Path(__file__).parent / "results"
 
@@ -48,8 +51,18 @@ def main() -> None:
     results.append(recovery.run(4_000 if options.smoke else 1_000_000, screen))
     screen.print("memory: a million live sessions, few of them in memory")
     results.append(memory.run(*((2_000, 4.0, 500) if options.smoke else (1_000_000, 600.0, 4_000)), screen))
+    screen.print("decode: JSON events to columns, one core")
+    results.append(decode.run(*((2_000, 1) if options.smoke else (200_000, 5)), screen))
+    screen.print("masking: what detectors cost, one core")
+    results.append(masking.run(*((2_000, 1) if options.smoke else (100_000, 3)), screen))
     screen.print("text lines: fields out of lines, format by format, one core")
     results.append(text_lines.run(*((500, 1) if options.smoke else (50_000, 5)), screen))
+    screen.print("templates: lines to templates, one core; and whether they are the right ones")
+    if loghub.available():
+        systems = loghub.SYSTEMS[:1] if options.smoke else loghub.SYSTEMS
+        results += [template_speed.run(screen, systems=systems), template_quality.run(screen)]
+    else:
+        screen.print("  left out: the labelled data (../shared/data/loghub2k) is not here")
     screen.print("hdfs: worker against file, and against labels")
     if hdfs.available():
         results.append(hdfs.run(screen, learn=600, play=100, promise=0.01) if options.smoke else hdfs.run(screen))

@@ -41,6 +41,7 @@ class Fit:
     files: dict[str, bytes]
     warnings: list[str]
     templates: Templates
+    vocabulary: Vocabulary
 
 
 @dataclass(frozen=True)
@@ -104,7 +105,7 @@ def fit(
         "versions": {name: version(name) for name in ("offbeat", "torch", "numpy", "numba")},
     }  # fmt: skip
     files = pack(vocabulary, weights, records, sessions, templates)
-    return Fit(content, files, _warnings(records, sessions, parts.rate), templates)
+    return Fit(content, files, _warnings(records, sessions, parts.rate), templates, vocabulary)
 
 
 def _sessionise(history: list[Events], parts: Parts) -> tuple[list[_Partition], NDArray[np.int64]]:

@@ -32,6 +32,8 @@ class Learned:
     ----------
     templates
         Of log messages; none for other streams.
+    certificate
+        Of the features it was trained with (features/certificate.py); None where the bundle has none.
     number
         64 bits of the digest, the mark in each session row this bundle wrote.
     """
@@ -42,6 +44,7 @@ class Learned:
     records: Calibration
     sessions: Calibration
     templates: Templates = NO_TEMPLATES
+    certificate: dict[str, str] | None = None
 
     @property
     def number(self) -> int:
@@ -113,6 +116,7 @@ def unpack(bundle: Bundle, fields: Sequence[str], hidden: int) -> Learned:
         words = json.loads(bundle.files["vocabulary.json"])
         vocabulary = Vocabulary(tuple(words["fields"]), tuple(map(tuple, words["tokens"])))
         templates = Templates.from_json(json.loads(bundle.files.get("templates.json", b"[]")))
+        certificate = json.loads(bundle.files.get("certificate.json", b"null"))
         weights = load(bundle.files["weights.safetensors"])
         found = load(bundle.files["calibration.safetensors"])
         records, sessions = (
@@ -122,4 +126,6 @@ def unpack(bundle: Bundle, fields: Sequence[str], hidden: int) -> Learned:
     except (KeyError, ValueError, SafetensorError) as error:
         message = f"bundle {bundle.digest[:12]} lacks a part ({error}); run `offbeat train --promote`"
         raise BundleError(message) from None
-    return Learned(bundle.digest, vocabulary, GruKernel(weights, vocabulary.sizes), records, sessions, templates)
+    return Learned(
+        bundle.digest, vocabulary, GruKernel(weights, vocabulary.sizes), records, sessions, templates, certificate
+    )

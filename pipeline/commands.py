@@ -70,7 +70,7 @@ def train_stream(
     from models.bundle import promote, serving_digest, write_bundle
     from models.training import Epoch, TrainingOptions
     from pipeline.history import History, from_file, from_topic, parse_moment_ms
-    from pipeline.serving import make_decoder, make_parts
+    from pipeline.serving import certificate, make_decoder, make_parts
 
     stream = settings.stream(name)
     directory = settings.bundles_dir / name
@@ -97,7 +97,9 @@ def train_stream(
             update(e.number, f"loss {e.loss:.4f}, held back {e.validation_loss:.4f}, {e.events_per_s:,.0f} events/s")
 
         learned = fit(history.events, make_parts(settings, name, None), seed, on_epoch, time.monotonic)
-    digest = write_bundle(directory, learned.content, learned.files, datetime.now(UTC).isoformat(timespec="seconds"))
+    certified = json.dumps(certificate(settings, name, learned.vocabulary, learned.templates), indent=1).encode()
+    files = learned.files | {"certificate.json": certified}
+    digest = write_bundle(directory, learned.content, files, datetime.now(UTC).isoformat(timespec="seconds"))
     serves = promoted or serving_digest(directory) is None
     if serves:
         promote(directory, digest)

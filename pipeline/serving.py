@@ -10,15 +10,18 @@ import orjson
 
 from detectors.parts import Learned, Parts, unpack
 from detectors.rows import RowShape
+from features.certificate import certify
 from features.decode import Decoder
 from features.masking import make_masker
 from features.messages import MessageReader
 from features.paths import format_path, parse_path
 from features.sessions import SessionRules
+from features.templates import Templates
 from features.text_lines import LineReader
-from features.tokens import TokenEncoder
+from features.tokens import TokenEncoder, Vocabulary
 from features.unmatched import Unmatched
 from models.bundle import read_bundle, serving_digest
+from models.errors import BundleError
 from pipeline.settings import Settings, StreamSettings
 
 
@@ -44,6 +47,28 @@ def make_live_decoder(
 def make_session_decoder(stream: StreamSettings) -> Decoder:
     """For producers, which put the session into the record's key: it reads that alone, and masks nothing."""
     return Decoder(stream.session.by, None, [], {}, text=_line_reader(stream))
+
+
+def certificate(settings: Settings, name: str, vocabulary: Vocabulary, templates: Templates) -> dict[str, str]:
+    """What this version and this config make of made-up records."""
+    stream = settings.stream(name)
+    decoder = make_decoder(settings, name, MessageReader(templates).read)
+    return certify(decoder, vocabulary, stream.session.by, stream.time, list(stream.session.end_when.items()))
+
+
+def _refuse_other_features(settings: Settings, name: str, learned: Learned) -> None:
+    """A model that is given other features than it was trained with would be wrong without a sign."""
+    if learned.certificate is None:
+        return
+    found = certificate(settings, name, learned.vocabulary, learned.templates)
+    different = [part for part in learned.certificate if found.get(part) != learned.certificate[part]]
+    if different:
+        message = (
+            f"bundle {learned.digest[:12]} was trained with other features ({', '.join(different)}): the section of "
+            f"stream {name}, its mask secret or Offbeat's version differs; take that back, or run "
+            "`offbeat train --promote`"
+        )
+        raise BundleError(message)
 
 
 def saved_name(settings: Settings, name: str, session: str) -> str:
@@ -87,7 +112,9 @@ def load_serving(settings: Settings, name: str, bundle: Path | None = None) -> L
         if digest is None:
             return None
         bundle = directory / digest
-    return unpack(read_bundle(bundle), stream.fields, stream.model.hidden)
+    learned = unpack(read_bundle(bundle), stream.fields, stream.model.hidden)
+    _refuse_other_features(settings, name, learned)
+    return learned
 
 
 def _gap_ms(settings: Settings, stream: StreamSettings) -> int:

@@ -17,7 +17,7 @@ from typing import Any
 from rich.console import Console
 
 from features.masking import make_masker, parse_rules
-from features.redact import DETECTORS, redact
+from features.redact import redact
 
 _DATA = Path(__file__).parents[3] / "shared" / "data"
 _GOAL = 200_000.0  # lines a second that hold nothing
@@ -47,11 +47,6 @@ def run(lines: int, repeats: int, screen: Console) -> dict[str, Any]:
     shown = "  ".join(f"{k.removesuffix('_per_s')} {v:,.0f}/s" for k, v in found.items() if k.endswith("_per_s"))
     screen.print(f"  {shown}")
     return found
-
-
-def changed_lines(texts: Sequence[str]) -> dict[str, list[str]]:
-    """The lines that each detector would change, for a look at false finds."""
-    return {name: [text for text in texts if mask(text) != text] for name, _, mask in DETECTORS}
 
 
 def _rate(mask: Callable[[str], object], texts: Sequence[str], repeats: int) -> float:

@@ -53,3 +53,4 @@ _damaged_dates = st.builds(
     st.text(max_size=4) | st.sampled_from(("Z", "+14:00", "-00:00:01", ",", "T", "\x00", "9" * 30)),
 )  # fmt: skip
 times = _numbers | _dates | _damaged_dates | st.text(max_size=40)
+texts = lines.map(lambda line: line.decode("utf-8", "surrogateescape")) | st.text(max_size=200)

@@ -17,6 +17,10 @@ from hypothesis.strategies import SearchStrategy
 from features.decode import Decoder
 from features.errors import BadTimeError, RecordError
 from features.event_time import MAX_TIME_MS, parse_time_ms
+from features.redact import redact
+from features.shapes import WILDCARD, shape_of
+from features.template_mining import mine
+from features.templates import Matcher
 from features.text_lines import LineReader
 from tests.fuzz import inputs
 
@@ -81,10 +85,26 @@ def check_lines(value: bytes) -> None:
         assert repr(fields) == repr(reader.read(value))
 
 
+def check_redaction(text: str) -> None:
+    """Redacting twice changes nothing."""
+    once = redact(text)
+    assert redact(once) == once
+
+
+def check_templates(text: str) -> None:
+    """Mined lines match one of their templates; any line has an answer, the same each time."""
+    templates = mine([text, "Query 7 took 3 ms"])
+    found = [Matcher(templates).match([text, f"{text} more"]) for _ in range(2)]
+    assert found[0] == found[1]
+    assert found[0].ids[0] is not None or not set(shape_of(text)) - {WILDCARD}
+
+
 TARGETS = (
     Target("event time", inputs.times, check_time),
     Target("JSON decoder", inputs.lines, check_decoder),
     Target("text lines", inputs.lines, check_lines),
+    Target("masker", inputs.texts, check_redaction),
+    Target("templates", inputs.texts, check_templates),
 )
 
 
