@@ -53,10 +53,10 @@ def run(
         _write(folder / "train.jsonl", training, 1)
         _write(folder / "test.jsonl", testing, 2)
         screen.print(f"  training on {len(training):,} sessions")
-        _offbeat(folder, "train", "-s", "hdfs", "--input", "train.jsonl")
+        offbeat(folder, "train", "-s", "hdfs", "--input", "train.jsonl")
         screen.print(f"  playing {len(testing):,} sessions through broker and worker")
-        decisions = _play(folder, broker.address)
-        _offbeat(folder, "score", "-s", "hdfs", "--input", "back.jsonl", "--output", "verdicts.jsonl")
+        decisions = play_through(folder, broker.address)
+        offbeat(folder, "score", "-s", "hdfs", "--input", "back.jsonl", "--output", "verdicts.jsonl")
         verdicts = [json.loads(line) for line in (folder / "verdicts.jsonl").read_text().splitlines()]
     differences = compare(decisions, verdicts)
     alarmed = {v["session"]: v["anomaly"] for v in verdicts if v["type"] == "session"}
@@ -114,19 +114,25 @@ def _write(path: Path, sessions: list[dict[str, Any]], seed: int) -> None:
             file.write(json.dumps({"ts": ts, "block": block, "event": event}) + "\n")
 
 
-def _offbeat(folder: Path, *arguments: str) -> None:
+def offbeat(folder: Path, *arguments: str) -> None:
+    """Run a command in a folder with a config."""
     subprocess.run([*_COMMAND, *arguments], cwd=folder, check=True, capture_output=True)
 
 
-def _play(folder: Path, address: str) -> list[dict[str, Any]]:
-    """Produce the test records, let a worker score them, read everything back."""
-    _offbeat(folder, "topics", "--create")
-    _offbeat(folder, "produce", "-s", "hdfs", "test.jsonl")
+def play_through(folder: Path, address: str, *, as_text: bool = False) -> list[dict[str, Any]]:
+    """Produce the test records, let a worker score them, and read its decisions back.
+
+    The records as they lie in the topic are written to `back.jsonl`, as `offbeat score` reads them.
+    """
+    offbeat(folder, "topics", "--create")
+    offbeat(folder, "produce", "-s", "hdfs", "test.jsonl")
     records = read_topic(address, "hdfs.events")
     with (folder / "back.jsonl").open("w") as file:
         for m in records:
             about = {"_key": _text(m.key()), "_partition": m.partition(), "_offset": m.offset()}
-            file.write(json.dumps(json.loads(_text(m.value())) | about) + "\n")
+            about["_timestamp_ms"] = m.timestamp()[1]
+            event = {"_value": _text(m.value())} if as_text else json.loads(_text(m.value()))
+            file.write(json.dumps(event | about) + "\n")
     with (folder / "worker.log").open("wb") as log:
         worker = subprocess.Popen([*_COMMAND, "worker"], cwd=folder, stdout=log, stderr=log)
     try:
