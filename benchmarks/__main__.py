@@ -60,7 +60,7 @@ def main() -> None:
     screen.print("templates: lines to templates, one core; and whether they are the right ones")
     if loghub.available():
         systems = loghub.SYSTEMS[:1] if options.smoke else loghub.SYSTEMS
-        results += [template_speed.run(screen, systems=systems), template_quality.run(screen)]
+        results += [template_speed.run(screen, systems=systems), template_quality.run(screen, systems)]
     else:
         screen.print("  left out: the labelled data (../shared/data/loghub2k) is not here")
     screen.print("hdfs: worker against file, and against labels")

@@ -11,13 +11,12 @@ from __future__ import annotations
 import re
 from collections import defaultdict
 from collections.abc import Hashable, Sequence
-from pathlib import Path
 from typing import Any, NamedTuple
 
 from drain3.drain import Drain  # type: ignore[import-untyped]
 from rich.console import Console
 
-from benchmarks.loghub import SHARED, SYSTEMS, load
+from benchmarks.loghub import SYSTEMS, load
 from features.template_mining import mine
 from features.templates import Matcher
 
@@ -52,20 +51,20 @@ _EXAMPLE = {
 }
 
 
-def run(screen: Console, shared: Path = SHARED) -> dict[str, Any]:
+def run(screen: Console, systems: Sequence[str] = SYSTEMS) -> dict[str, Any]:
     """Print the table; means over the systems."""
-    found = rows(shared)
+    found = rows(systems)
     for row in found:
         screen.print("  " + "  ".join(f"{k} {v:.4f}" if isinstance(v, float) else f"{v:10}" for k, v in row.items()))
     ways = [key for key in found[0] if key != "system"]
     return {"benchmark": "templates", "runs": found} | {w: sum(row[w] for row in found) / len(found) for w in ways}
 
 
-def rows(shared: Path = SHARED) -> list[dict[str, Any]]:
+def rows(systems: Sequence[str] = SYSTEMS) -> list[dict[str, Any]]:
     """For each system ours, and Drain3's with either setting."""
     found = []
-    for system in SYSTEMS:
-        _, _, messages, truth = load(system, shared)
+    for system in systems:
+        _, _, messages, truth = load(system)
         published = _PER_SYSTEM[system]
         masks = dict.fromkeys(published.patterns, "<*>")
         per_system = Drain(depth=published.depth, sim_th=published.similarity)
