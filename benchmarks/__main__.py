@@ -17,7 +17,7 @@ from typing import Any
 from rich.console import Console
 
 from benchmarks import loghub
-from benchmarks.quality import hdfs
+from benchmarks.quality import hdfs, hdfs_raw
 from benchmarks.quality import templates as template_quality
 from benchmarks.speed import checkpoint, decode, masking, memory, recovery, text_lines, whole_path
 from benchmarks.speed import templates as template_speed
@@ -66,6 +66,11 @@ def main() -> None:
     screen.print("hdfs: worker against file, and against labels")
     if hdfs.available():
         results.append(hdfs.run(screen, learn=600, play=100, promise=0.01) if options.smoke else hdfs.run(screen))
+    else:
+        screen.print("  left out: the labelled data (../shared/data/hdfs) is not here")
+    screen.print("hdfs_raw: raw lines against given event ids")
+    if hdfs_raw.available():
+        results.append(hdfs_raw.run(screen, blocks=400 if options.smoke else None))
     else:
         screen.print("  left out: the labelled data (../shared/data/hdfs) is not here")
     for result in results:

@@ -13,6 +13,7 @@ import json
 import sys
 import tempfile
 from collections.abc import Iterable
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,7 @@ from pipeline.broker import LocalBroker
 
 _LEARNED = 0.6  # of the normal sessions, the first ones
 _PATTERN = r"(?P<stamp>\d+ \d+) \d+ (?P<level>[A-Z]+) (?P<logger>[^:]+): (?P<message>.*?(?P<block>blk_-?\d+).*)"
-_SESSION = {"by": "block", "gap": "2d"}  # a block's lines lie up to half a day apart
+_SESSION = {"by": "block", "gap": "1h"}  # a block is written, and hours later deleted: two sessions of one name
 _WAYS: dict[str, dict[str, Any]] = {
     "raw": {"kind": "logs", "format": "text", "pattern": _PATTERN, "message": "message"},
     "given": {"tokens": ["event"]},
@@ -36,27 +37,28 @@ def available() -> bool:
     return (SHARED / "data" / "hdfs" / "raw.log.gz").exists()
 
 
-def run(screen: Console, *, promise: float = 0.01, learned: float = _LEARNED) -> dict[str, Any]:
-    """Train and judge both ways."""
+def run(screen: Console, *, blocks: int | None = None, promise: float = 0.01) -> dict[str, Any]:
+    """Train and judge both ways; `blocks` limits their number."""
     sys.path.insert(0, str(SHARED))
     from evalkit.sessions import session_metrics
 
-    labels = {row["block_id"]: int(row["label"]) for row in _table("raw_labels.csv.gz")}
+    labels = {row["block_id"]: int(row["label"]) for row in islice(_table("raw_labels.csv.gz"), blocks)}
     normal = [block for block, label in labels.items() if label == 0]  # in order of their first lines
-    training = set(normal[: int(learned * len(normal))])
+    training = set(normal[: int(_LEARNED * len(normal))])
     found: dict[str, Any] = {"benchmark": "hdfs_raw", "training": len(training), "promise": promise}
     for way, section in _WAYS.items():
         with tempfile.TemporaryDirectory() as name, LocalBroker(Path(name) / "broker", ephemeral=True) as broker:
             folder = Path(name)
             _configure(folder, broker.address, section, promise)
-            lines = list(_lines(way))
+            lines = [line for line in _lines(way) if line["_key"] in labels]
             for file, chosen in (("train.jsonl", True), ("test.jsonl", False)):
                 _write(folder / file, (line for line in lines if (line["_key"] in training) is chosen))
             offbeat(folder, "train", "-s", "hdfs", "--input", "train.jsonl")
             decisions = play_through(folder, broker.address, as_text=way == "raw")
             offbeat(folder, "score", "-s", "hdfs", "--input", "back.jsonl", "--output", "verdicts.jsonl")
             verdicts = [json.loads(line) for line in (folder / "verdicts.jsonl").read_text().splitlines()]
-        alarmed = {v["session"]: v["anomaly"] for v in verdicts if v["type"] == "session"}
+        alarmed = dict.fromkeys((v["session"] for v in verdicts if v["type"] == "session"), False)
+        alarmed |= {v["session"]: True for v in verdicts if v["type"] == "session" and v["anomaly"]}
         judged = session_metrics(list(alarmed.values()), [labels[block] for block in alarmed])
         differences = len(compare(decisions, verdicts))
         found |= {f"{way}_{what}": judged[what] for what in ("f1", "precision", "recall", "fpr")}

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from rich.console import Console
 
-from benchmarks.quality import hdfs
+from benchmarks.quality import hdfs, hdfs_raw
 
 
 def test_worker_and_file_agree_on_hadoop_sessions(kafka_address: str, shared_data: Path) -> None:
@@ -41,3 +41,6 @@ def test_smoke(kafka_address: str, tmp_path: Path) -> None:
     found = json.loads(out.read_text())
     assert found["machine"]["cores"] >= 1
     assert found["results"][0]["records_per_s_median"] > 0
+    raw = [result for result in found["results"] if result["benchmark"] == "hdfs_raw"]
+    assert len(raw) == hdfs_raw.available()
+    assert all(result["raw_differences"] == result["given_differences"] == 0 for result in raw)
