@@ -65,7 +65,7 @@ def _unusable(rng: random.Random, name: str, now: int) -> Record:
     event = {"session": name, "action": "view", "status": "ok", "ts": now}
     key = name.encode()
     return rng.choice([
-        (key, None), (key, b"{not json"), (key, b"[1, 2]"), (key, json.dumps(event | {"action": 7}).encode()),
+        (key, None), (key, b"{not json"), (key, b"[1, 2]"), (key, json.dumps(event | {"action": 7.5}).encode()),
         (key, json.dumps(event | {"session": None}).encode()), (b"other", json.dumps(event).encode()),
         (None, json.dumps(event).encode()), (key, json.dumps(event | {"ts": "yesterday"}).encode()),
     ])  # fmt: skip

@@ -311,7 +311,7 @@ def test_a_record_of_2_mb(kafka_address: str, stack: Stack) -> None:
     note = "é" * 1_000_000
     large.produce(as_records([event("before")]))
     produce_large(large, b"big", json.dumps(event("big", note=note), ensure_ascii=False).encode())
-    produce_large(large, b"bad", json.dumps(event("bad", note=note, action=7), ensure_ascii=False).encode())
+    produce_large(large, b"bad", json.dumps(event("bad", note=note, action=7.5), ensure_ascii=False).encode())
     large.produce(as_records([event("after")]))
     with WorkerProcess(large) as worker:
         large.wait_until_scored()

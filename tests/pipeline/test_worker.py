@@ -141,7 +141,7 @@ def test_bad_records_go_to_dead_letters_and_the_stream_goes_on(stack: Stack) -> 
         (b"a", b"[1, 2]", "wrong_type"),
         (b"a", b'"text"', "wrong_type"),
         (b"a", json.dumps({"action": "view"}).encode(), "missing_session"),
-        (b"a", value(action=7), "wrong_type"),
+        (b"a", value(action=7.5), "wrong_type"),
         (b"a", b'{"session": "a", "action": "view", "ts": NaN}', "not_json"),
         (b"a", value(ts="yesterday"), "bad_time"),
         (b"b", value(), "key_is_not_session"),
