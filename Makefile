@@ -23,7 +23,7 @@ demo: $(VENV)/ready
 	$(BIN)/offbeat demo $(ARGS)
 
 test: $(VENV)/ready
-	$(BIN)/python -m pytest --numprocesses 2 --dist loadgroup $(ARGS)
+	$(BIN)/python -m pytest --numprocesses 2 $(ARGS)
 
 check: $(VENV)/ready
 	$(BIN)/ruff check .

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import hmac
-import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from typing import Literal, TypeAlias
 
+from features.paths import format_path, parse_path
 from features.redact import redact
 
 Scalar: TypeAlias = str | int | float | bool | None
@@ -42,14 +42,21 @@ def parse_rules(section: object) -> dict[str, Rule]:
     if not isinstance(section, Mapping):
         message = f"mask is {_shown(section)}, but must map field paths to drop, hash, redact or {{truncate: N}}"
         raise ValueError(message)
-    return {_path(path): _rule(path, value) for path, value in section.items()}
+    rules: dict[str, Rule] = {}
+    for given, value in section.items():
+        path = _path(given)
+        if path in rules:
+            message = f"mask has two rules for {path}; keep one"
+            raise ValueError(message)
+        rules[path] = _rule(given, value)
+    return rules
 
 
 def _path(path: object) -> str:
     if not isinstance(path, str) or not path:
         message = f"mask has the key {_shown(path)}, but its keys are field paths such as user.email"
         raise ValueError(message)
-    return path
+    return format_path(parse_path(path))
 
 
 def _rule(path: object, value: object) -> Rule:
@@ -84,12 +91,12 @@ class Masker:
 
     def of(self, path: str) -> Callable[[Scalar], Scalar] | None:
         """What masks this field's values, to be looked up once; None where no rule holds."""
-        while path not in self._ways:
-            shorter = re.sub(r"(?:\.[^.\[\]]*|\[[^\[\]]*\])\Z", "", path)
-            if shorter == path:
-                return None
-            path = shorter
-        return self._ways[path]
+        covering = self.covering(path)
+        return None if covering is None else self._ways[covering]
+
+    def covering(self, path: str) -> str | None:
+        """The path of the rule that holds for a field: its own, or that of the nearest object or list around it."""
+        return covering(self.rules, path)
 
     def value(self, path: str, value: Scalar) -> Scalar:
         """The masked value of a field.
@@ -100,6 +107,13 @@ class Masker:
         """
         way = self.of(path)
         return value if way is None else way(value)
+
+
+def covering(rules: Collection[str], path: str) -> str | None:
+    """Which of some paths holds for a field; see `Masker`."""
+    parts = parse_path(path)
+    around = (format_path(parts[:length]) for length in range(len(parts), 0, -1))
+    return next((found for found in around if found in rules), None)
 
 
 def make_masker(rules: Mapping[str, Rule], secret: bytes | None = None) -> Masker:

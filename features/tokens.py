@@ -51,7 +51,7 @@ class Vocabulary:
         """
         kept = []
         for column in columns:
-            counts = Counter(text for text in column if text is not None)
+            counts = Counter(text for text in column if text is not None and text not in RESERVED)
             common = sorted((text for text, count in counts.items() if count > 1), key=lambda t: (-counts[t], t))
             kept.append(tuple(common[:max_size]))
         return cls(tuple(fields), tuple(kept))

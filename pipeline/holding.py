@@ -263,7 +263,8 @@ class Holding:
         if self.row.fingerprint != self.context.fingerprint:
             message = (
                 f"the section of stream {self.context.name} changed in a way its saved sessions cannot follow "
-                "(session, time, tokens, model or state.ttl); take the change back, or begin anew with another `app`"
+                "(session, time, fields, how they are read or masked, model or state.ttl); take the change back, or "
+                "begin anew with another `app`"
             )
             raise StateError(message)
 

@@ -70,8 +70,8 @@ def read_lines(path: Path, topic: str, progress: Callable[[int], None] | None = 
             for number, raw in enumerate(file, 1):
                 if progress is not None:
                     progress(len(raw))
-                if text := raw.strip():
-                    yield _line(number, text, path, topic)
+                if not raw.isspace():
+                    yield _line(number, raw.rstrip(b"\r\n"), path, topic)  # blanks at either end may mean something
     except (OSError, EOFError, zlib.error) as error:
         message = f"{path} cannot be read: {getattr(error, 'strerror', None) or error}"
         raise UsageError(message) from error

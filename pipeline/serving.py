@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from hashlib import sha256
 from pathlib import Path
+from typing import Any
 
 import orjson
 
@@ -53,15 +54,19 @@ def certificate(settings: Settings, name: str, vocabulary: Vocabulary, templates
     """What this version and this config make of made-up records."""
     stream = settings.stream(name)
     decoder = make_decoder(settings, name, MessageReader(templates).read)
-    return certify(decoder, vocabulary, stream.session.by, stream.time, list(stream.session.end_when.items()))
+    found = certify(decoder, vocabulary, stream.session.by, stream.time, list(stream.session.end_when.items()))
+    # What made-up JSON cannot show of text and masks stands for itself.
+    return found | {"section": _digest_of(_reading(settings, name))}
 
 
 def _refuse_other_features(settings: Settings, name: str, learned: Learned) -> None:
     """A model that is given other features than it was trained with would be wrong without a sign."""
-    if learned.certificate is None:
-        return
+    stream = settings.stream(name)
+    if learned.certificate is None and not stream.mask and stream.message is None:
+        return  # of a version that had neither
+    certified = learned.certificate or {"section": "not certified"}
     found = certificate(settings, name, learned.vocabulary, learned.templates)
-    different = [part for part in learned.certificate if found.get(part) != learned.certificate[part]]
+    different = [part for part in certified if found.get(part) != certified[part]]
     if different:
         message = (
             f"bundle {learned.digest[:12]} was trained with other features ({', '.join(different)}): the section of "
@@ -131,9 +136,23 @@ def state_fingerprint(settings: Settings, name: str) -> str:
         "core": stream.model.core, "hidden": stream.model.hidden, "context": stream.model.context,
     }  # fmt: skip
     # Only where they are used, so that rows of streams without them stay as they are.
+    parts |= _reading(settings, name)
+    return _digest_of(parts)
+
+
+def _reading(settings: Settings, name: str) -> dict[str, Any]:
+    """How a stream's texts are read and masked; empty where it has neither."""
+    stream = settings.stream(name)
+    parts: dict[str, Any] = {}
+    if stream.message is not None:
+        parts["message"] = stream.message
     if stream.format == "text":
         parts["text"] = stream.pattern
     if stream.mask:
         example = make_decoder(settings, name).masker.value  # hashes depend on the secret
         parts["mask"] = {"rules": stream.mask, "example": [example(path, "example") for path in stream.mask_rules]}
+    return parts
+
+
+def _digest_of(parts: dict[str, Any]) -> str:
     return sha256(orjson.dumps(parts, option=orjson.OPT_SORT_KEYS)).hexdigest()[:16]

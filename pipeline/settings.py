@@ -192,21 +192,17 @@ class StreamSettings(_Section):
     model: ModelSettings = ModelSettings()
     promise: PromiseSettings = PromiseSettings()
 
-    @field_validator("tokens")
-    @classmethod
-    def _distinct(cls, tokens: list[str]) -> list[str]:
-        if len(set(tokens)) != len(tokens):
-            message = "each field may stand in tokens once"
-            raise ValueError(message)
-        return tokens
-
     @model_validator(mode="after")
     def _fields_fit_together(self) -> StreamSettings:
         from features.decode import Decoder
+        from features.paths import parse_path
         from features.text_lines import LineReader
 
         if (self.message is None) != (self.kind == "events"):
             message = "`message` names the text of log lines: write it with kind: logs, and only with that"
+            raise ValueError(message)
+        if len(set(map(parse_path, self.fields))) != len(self.fields):
+            message = "each field may stand in tokens once, and the message not at all"
             raise ValueError(message)
         if not self.fields:
             message = "tokens is empty; a stream of events needs at least one field to learn"
@@ -221,38 +217,45 @@ class StreamSettings(_Section):
 
     @model_validator(mode="after")
     def _masks_can_be_applied(self) -> StreamSettings:
-        for path, rule in self.mask_rules.items():
-            if path == self.time:
-                message = f"mask.{path} masks the time, which is kept as a number; remove the rule"
+        from features.masking import covering
+
+        rules = self.mask_rules
+        kept = [self.session.by, *self.fields]
+        over = {path: covering(rules, path) for path in kept}
+        for path in rules.keys() - set(over.values()):
+            message = (
+                f"mask.{path} masks nothing: what is kept of a record is {', '.join(kept)} and its time, which is "
+                "never masked; correct the path, or remove the rule"
+            )
+            raise ValueError(message)
+        session = over[self.session.by]
+        if session is not None and rules[session].kind == "drop":
+            message = f"mask.{session} drops the session; write hash, so that sessions stay apart without their names"
+            raise ValueError(message)
+        if self.message is not None and rules:
+            said = over[self.message]
+            if said is not None and rules[said].kind in {"hash", "drop"}:
+                message = f"mask.{said} leaves nothing of the message to read; write redact or truncate"
                 raise ValueError(message)
-            if path == self.session.by and rule.kind == "drop":
-                message = f"mask.{path} drops the session; write hash, so that sessions stay apart without their names"
+            if said is None and self.format == "text":
+                message = (
+                    "a line's message may hold its other fields too, so masking these is not enough; write "
+                    f"mask.{self.message}: redact as well"
+                )
                 raise ValueError(message)
         return self
 
     @property
     def mask_rules(self) -> dict[str, Rule]:
-        """By path."""
+        """By path, each written in one way."""
         from features.masking import parse_rules
-        from features.paths import format_path, parse_path
 
-        rules = parse_rules(self.mask)
-        return {path if path == "@key" else format_path(parse_path(path)): rule for path, rule in rules.items()}
+        return parse_rules(self.mask)
 
     @property
     def fields(self) -> tuple[str, ...]:
         """What the model learns: token fields, and the message of a log line."""
         return (*self.tokens, *(() if self.message is None else (self.message,)))
-
-    @model_validator(mode="after")
-    def _end_of_token_field_is_text(self) -> StreamSettings:
-        for field, value in self.session.end_when.items():
-            if field in self.fields and not isinstance(value, str):
-                message = (
-                    f"session.end_when.{field} compares a token field, so it must be text: write {field}: '{value}'"
-                )
-                raise ValueError(message)
-        return self
 
 
 class Settings(_Section):
@@ -480,6 +483,8 @@ def _sentence(error: Any) -> str:
     what = _EXPECTED.get(error["type"], error["msg"].removeprefix("Input should be ")).format(**error.get("ctx", {}))
     what = "text, a number, or true or false" if of_union else what
     value = "empty" if error["input"] is None else repr(error["input"])
+    if key == "mask_secret":
+        value = "not right"  # nobody should see what it is
     return f"{key} is {value}; expected {what}"
 
 

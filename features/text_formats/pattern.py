@@ -13,7 +13,7 @@ from features.errors import NoMatchError, TooLongError
 from features.text_formats.fields import Fields
 
 MAX_PATTERN_CHARACTERS = (
-    16_384  # of a line: time may grow with its square, which is a second here and minutes at 256 KB
+    4_096  # of a line: time may grow with its square, 70 ms here and minutes at 256 KB, and a slice has 1,000 lines
 )
 _FEW = 8  # a part repeated at most so often counts as written out
 

@@ -6,14 +6,10 @@ import asyncio
 import re
 from pathlib import Path
 
-import pytest
-
 from tests.chaos.mutants import MUTANTS
 from tests.chaos.schedule import SESSION_TIMEOUT_S, Fault
 from tests.chaos.storm import Plan, Report, Storm
 from tests.chaos.workers import worker_command
-
-pytestmark = pytest.mark.xdist_group("mutants")  # one set of storms serves them all
 
 ENTRY = Path(__file__).with_name("mutants.py")
 # Longer than a checkpoint's way to its commit, so that one whose outputs nobody awaits commits before them.
@@ -39,10 +35,8 @@ EVIDENCE = {
 }
 
 
-@pytest.fixture(scope="module")
-def reports(kafka_address: str, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Report]:
+def run_storms(kafka_address: str, folder: Path) -> dict[str, Report]:
     """A storm over each mutant with its fault, and one over the worker that is whole (`none`) with all of these."""
-    folder = tmp_path_factory.mktemp("mutants")
     each = {point.point: point for point in FAULTS.values()}.values()
 
     async def rage() -> dict[str, Report]:
@@ -67,15 +61,12 @@ def test_each_mutant_has_its_fault() -> None:
     assert FAULTS.keys() == MUTANTS.keys()
 
 
-def test_the_whole_worker_passes(reports: dict[str, Report]) -> None:
-    """All of the mutants' faults together leave the worker that is whole unharmed."""
-    assert reports["none"].passed, str(reports["none"])
-    assert reports["none"].reached == {fault.point.partition(":")[0] for fault in FAULTS.values()}
-
-
-@pytest.mark.parametrize("mutant", MUTANTS)
-def test_a_mutant_is_caught(mutant: str, reports: dict[str, Report]) -> None:
-    """With one thing broken, its fault makes the storm fail."""
-    report = reports[mutant]
-    assert not report.passed, str(report)
-    assert any(re.search(EVIDENCE[mutant], complaint) for complaint in report.complaints), str(report)
+def test_mutants_are_caught_and_the_whole_worker_passes(kafka_address: str, tmp_path: Path) -> None:
+    """With one thing broken its fault makes the storm fail, by its own evidence; the whole worker suffers them all."""
+    reports = run_storms(kafka_address, tmp_path)
+    whole = reports.pop("none")
+    assert whole.passed, str(whole)
+    assert whole.reached == {fault.point.partition(":")[0] for fault in FAULTS.values()}
+    for mutant, report in reports.items():
+        found = [complaint for complaint in report.complaints if re.search(EVIDENCE[mutant], complaint)]
+        assert found, f"{mutant}\n{report}"

@@ -83,4 +83,4 @@ def test_a_bundle_of_other_features_is_refused(tmp_path: Path, monkeypatch: pyte
     monkeypatch.setenv("OFFBEAT_MASK_SECRET", "another secret, also of 16 bytes")
     refused = stack.run(*score, check=False)
     assert refused.returncode == 1
-    assert "was trained with other features (field status)" in refused.stderr
+    assert "was trained with other features (field status, section)" in refused.stderr

@@ -165,6 +165,14 @@ def test_a_record_is_read_alike_in_any_company(values: list[dict[str, Any]], che
     ]
 
 
+def test_a_token_may_end_sessions_by_its_number() -> None:
+    """`end_when` compares what the JSON has, before it becomes a category."""
+    decoder = Decoder("session", None, ["status"], {"status": 200})
+    events = decode(as_json(session="a", status=200), as_json(session="a", status="200"), decoder=decoder)
+    assert events.ends.tolist() == [True, False]
+    assert events.tokens == [["200", "200"]]
+
+
 def test_a_field_inside_another_is_refused() -> None:
     """`user` and `user.id` cannot both be read."""
     with pytest.raises(ValueError, match="the field user is used as a value and, in another place, as an object"):

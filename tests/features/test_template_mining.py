@@ -124,7 +124,7 @@ def test_what_is_no_word(token: str) -> None:
 
 def test_grouping_is_no_worse_than_drain3s_own(shared_data: Path) -> None:
     """On each of seven systems, grouping accuracy is at or above Drain3's with either of the published settings."""
-    for row in quality.rows(shared_data):
+    for row in quality.rows():
         assert row["offbeat"] >= max(row["drain3_per_system"], row["drain3_example"]), row
 
 

@@ -64,3 +64,10 @@ def test_remembered_hashes_are_bounded() -> None:
     assert encoder.hashes([flood])[-1, 0] == stable_hash(flood[-1])
     assert len(encoder._hashes[0]) <= tokens._CACHED_HASHES
     assert encoder.hashes([["0"]])[0, 0] == stable_hash("0")
+
+
+def test_reserved_words_are_never_learned() -> None:
+    """However often `<oov>` came, as it does where lines match no template, it stays unknown."""
+    vocabulary = Vocabulary.learn(["message"], [["<oov>"] * 9 + ["<missing>", "<missing>", "a", "a"]], 10)
+    assert vocabulary.tokens == (("a",),)
+    assert TokenEncoder(1, vocabulary).ids([["<oov>", "a", None]]).tolist() == [[0], [2], [1]]

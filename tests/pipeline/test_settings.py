@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -120,3 +121,33 @@ def test_any_config_is_settings_or_one_sentence(raw: dict[str, Any], stream: Any
             continue
         assert "\n" not in sentence or "\\n" in repr(config)
         assert len(sentence) > 20
+
+
+@pytest.mark.parametrize(
+    ("section", "sentence"),
+    [
+        ({"session": {"by": "user.id"}, "mask": {"user": "drop"}}, "mask.user drops the session"),
+        ({"session": {"by": 'user["id"]'}, "mask": {"user.id": "drop"}}, "mask.user.id drops the session"),
+        ({"session": {"by": "@key"}, "mask": {"s": "redact"}}, "mask.s masks nothing"),
+        ({"kind": "logs", "message": "m", "mask": {"m": "drop"}}, "mask.m leaves nothing of the message to read"),
+        ({"kind": "logs", "message": "m", "format": "text", "mask": {"a": "drop"}}, "write mask.m: redact as well"),
+        ({"kind": "logs", "message": "a"}, "the message not at all"),
+        ({"format": "text", "pattern": "(?P<k>x)"}, "the pattern gives no field a; its named groups are k"),
+    ],
+)
+def test_masks_that_promise_too_much_are_refused(section: dict[str, Any], sentence: str) -> None:
+    """Also by another spelling of the path, or by an object around it."""
+    stream = {"topic": "t", "session": {"by": "k"}, "tokens": ["a"]} | section
+    with pytest.raises(ConfigError, match=re.escape(sentence)):
+        parse_settings({"streams": {"s": stream}}, {})
+
+
+def test_rules_of_parents_and_keys_are_taken() -> None:
+    """A rule on an object masks the fields in it, and `@key` the session where the key is the session."""
+    stream = {
+        "topic": "t",
+        "session": {"by": "@key"},
+        "tokens": ["user.plan"],
+        "mask": {"user": "redact", "@key": "redact"},
+    }
+    assert parse_settings({"streams": {"s": stream}}, {}).stream("s").mask_rules.keys() == {"user", "@key"}
