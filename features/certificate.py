@@ -27,19 +27,8 @@ _TIMES: tuple[Any, ...] = (
     "2026-01-02T03:04:05.678Z", "2026-01-02T03:04:05+02:00", "2026-01-02 03:04:05", None, "no time", True,
 )  # fmt: skip
 _VALUES: tuple[Any, ...] = (
-    None,
-    "",
-    "never seen",
-    200,
-    -1,
-    2**70,
-    True,
-    False,
-    1.5,
-    ["list"],
-    "Ünïcode\u2028",
-    "x" * 2_000,
-)
+    None, "", "never seen", 200, -1, 2**70, True, False, 1.5, ["list"], "Ünïcode\u2028", "x" * 2_000,
+)  # fmt: skip
 
 
 @dataclass(frozen=True)

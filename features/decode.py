@@ -7,6 +7,7 @@ depend on the others in the slice.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -23,7 +24,7 @@ from features.event_time import MAX_TIME_MS, parse_time_ms, parse_times_ms
 from features.events import Events, Record, Reject
 from features.json_fields import ANY, JsonFields, Kinds
 from features.masking import NO_MASK, Masker
-from features.paths import Path, format_path, parse_path
+from features.paths import Path, parse_path
 from features.text_fields import TextFields
 from features.text_lines import LineReader
 
@@ -36,15 +37,6 @@ _TIME: Kinds = frozenset({str, int, float})
 _TEXT_OR_NOTHING = {str, type(None)}
 
 _Parsed = tuple[int, Record, Any]  # position among the records given, the record, its JSON
-_Columns = tuple[
-    NDArray[np.int32],
-    NDArray[np.int64],
-    NDArray[np.int64],
-    NDArray[np.int32],
-    list[str],
-    list[list[str | None]],
-    NDArray[np.bool_],
-]
 
 
 class Decoder:
@@ -97,11 +89,12 @@ class Decoder:
         self._parse = fields.parse
         self._session = None if by is None else fields.getter(by)
         self._time = None if at is None else fields.getter(at)
-        self._tokens = [(name, fields.getter(path), masker.of(format_path(path))) for name, path in columns]
+        self._tokens = [(name, fields.getter(path)) for name, path in columns]
         self._message = None if said is None else fields.getter(said)
-        self._mask_message = None if said is None else masker.of(format_path(said))
-        self._mask_session = masker.of("@key" if by is None else format_path(by))
-        self.masker = masker
+        self._is_masked = bool(masker)
+        self._mask_session = masker.of(session)
+        self._mask_tokens = [masker.of(name) for name, _ in columns]
+        self._mask_message = None if message is None else masker.of(message)
         self._read_messages = read_messages
         self._ends = [(fields.getter(path), value) for path, value in ends]
 
@@ -128,19 +121,17 @@ class Decoder:
             except RecordError as error:
                 rejects.append(Reject(index, error))
         try:
-            columns = self._columns(parsed, check_key=check_key)
+            events = self._columns(parsed, check_key=check_key)
         except RecordError:
             bad = self._bad(parsed, check_key=check_key)
-            parsed = [p for p in parsed if p[0] not in bad]
             rejects = sorted([*rejects, *bad.values()], key=lambda reject: reject.index)
-            columns = self._columns(parsed, check_key=check_key)
-        messages, tokens = None, columns[5]
-        if self._message is not None:
-            messages = tokens[-1]
-            tokens[-1] = self._read_messages(messages)  # once for each record, for it may count them
-        if self.masker:
-            rejects = [Reject(r.index, type(r.error)(r.error.in_general), is_private=True) for r in rejects]
-        return Events(*columns, rejects, tombstones, next_offset, messages)
+            events = self._columns([p for p in parsed if p[0] not in bad], check_key=check_key)
+        events = replace(events, rejects=rejects, tombstones=tombstones, next_offset=next_offset)
+        # Only now, so that each record is masked once, and its message counted once.
+        events = self._masked(events) if self._is_masked else events
+        if events.messages is None:
+            return events
+        return replace(events, tokens=[*events.tokens, self._read_messages(events.messages)])
 
     def _bad(self, parsed: list[_Parsed], *, check_key: bool) -> dict[int, Reject]:
         """Which records cannot be read and why, by halves: a slice with one bad record costs twice a good one."""
@@ -153,17 +144,28 @@ class Decoder:
             return self._bad(parsed[:half], check_key=check_key) | self._bad(parsed[half:], check_key=check_key)
         return {}
 
-    def _columns(self, parsed: list[_Parsed], *, check_key: bool) -> _Columns:
-        """Columns of records; raises what is wrong with one of them."""
+    def _columns(self, parsed: list[_Parsed], *, check_key: bool) -> Events:
+        """Columns of records, as they came; raises what is wrong with one of them."""
         index, records, events = map(list, zip(*parsed, strict=True)) if parsed else ([], [], [])
         session, sessions = self._sessions(records, events, check_key=check_key)
-        tokens = [_masked(_texts(name, list(map(get, events))), way) for name, get, way in self._tokens]
-        if self._message is not None:
-            tokens.append(_masked(list(map(self._message, events)), self._mask_message))
-        return (
+        tokens = [_texts(name, list(map(get, events))) for name, get in self._tokens]
+        messages = None if self._message is None else list(map(self._message, events))
+        return Events(
             np.array(index, np.int32), np.array([r.offset for r in records], np.int64),
-            self._times(records, events), session, sessions, tokens, self._is_end(events),
+            self._times(records, events), session, sessions, tokens, self._is_end(events), [], 0, None, messages,
         )  # fmt: skip
+
+    def _masked(self, events: Events) -> Events:
+        """Nothing of the records but what the rules leave."""
+        session, sessions = _renumbered(events.session, _masked(events.sessions, self._mask_session))
+        return replace(
+            events,
+            session=session,
+            sessions=sessions,
+            tokens=[_masked(column, way) for column, way in zip(events.tokens, self._mask_tokens, strict=True)],
+            messages=None if events.messages is None else _masked(events.messages, self._mask_message),
+            rejects=[Reject(r.index, type(r.error)(r.error.in_general), is_private=True) for r in events.rejects],
+        )
 
     def _sessions(
         self, records: list[Record], events: list[Any], *, check_key: bool
@@ -185,8 +187,6 @@ class Decoder:
             for record, number in zip(records, session, strict=True):
                 if record.key != keys[number]:
                     raise _mismatch(record, sessions[number])
-        if self._mask_session is not None:
-            return _renumbered(session, _masked(sessions, self._mask_session))
         return np.array(session, np.int32), sessions
 
     def _times(self, records: list[Record], events: list[Any]) -> NDArray[np.int64]:
@@ -218,11 +218,11 @@ def _masked(column: list[Any], way: Callable[[Any], Any] | None) -> list[Any]:
     return [known[text] for text in column]
 
 
-def _renumbered(session: list[int], names: list[str]) -> tuple[NDArray[np.int32], list[str]]:
+def _renumbered(session: NDArray[np.int32], names: list[str]) -> tuple[NDArray[np.int32], list[str]]:
     """Sessions that share a name once it is masked are one."""
     numbers: dict[str, int] = {}
-    number = [numbers.setdefault(name, len(numbers)) for name in names]
-    return np.array([number[s] for s in session], np.int32), list(numbers)
+    number = np.array([numbers.setdefault(name, len(numbers)) for name in names], np.int32)
+    return number[session], list(numbers)
 
 
 def _names(found: list[Any]) -> list[str]:

@@ -90,13 +90,9 @@ class Masker:
         return bool(self.rules)
 
     def of(self, path: str) -> Callable[[Scalar], Scalar] | None:
-        """What masks this field's values, to be looked up once; None where no rule holds."""
-        covering = self.covering(path)
-        return None if covering is None else self._ways[covering]
-
-    def covering(self, path: str) -> str | None:
-        """The path of the rule that holds for a field: its own, or that of the nearest object or list around it."""
-        return covering(self.rules, path)
+        """What masks this field's values, to be looked up once; None where no rule holds. Any spelling of the path."""
+        rule = covering(self.rules, path)
+        return None if rule is None else self._ways[rule]
 
     def value(self, path: str, value: Scalar) -> Scalar:
         """The masked value of a field.
@@ -110,7 +106,7 @@ class Masker:
 
 
 def covering(rules: Collection[str], path: str) -> str | None:
-    """Which of some paths holds for a field; see `Masker`."""
+    """Which of some rules' paths holds for a field: its own, or that of the nearest object or list around it."""
     parts = parse_path(path)
     around = (format_path(parts[:length]) for length in range(len(parts), 0, -1))
     return next((found for found in around if found in rules), None)

@@ -13,9 +13,8 @@ from detectors.parts import Learned, Parts, unpack
 from detectors.rows import RowShape
 from features.certificate import certify
 from features.decode import Decoder
-from features.masking import make_masker
+from features.masking import Masker, make_masker
 from features.messages import MessageReader
-from features.paths import format_path, parse_path
 from features.sessions import SessionRules
 from features.templates import Templates
 from features.text_lines import LineReader
@@ -33,8 +32,7 @@ def make_decoder(
     stream = settings.stream(name)
     return Decoder(
         stream.session.by, stream.time, stream.tokens, stream.session.end_when, stream.message,
-        read_messages=read_messages, text=_line_reader(stream),
-        masker=make_masker(stream.mask_rules, settings.mask_key),
+        read_messages=read_messages, text=_line_reader(stream), masker=_masker(settings, name),
     )  # fmt: skip
 
 
@@ -78,9 +76,11 @@ def _refuse_other_features(settings: Settings, name: str, learned: Learned) -> N
 
 def saved_name(settings: Settings, name: str, session: str) -> str:
     """Under what a session is kept: masked, where the stream masks sessions."""
-    stream = settings.stream(name)
-    path = stream.session.by if stream.session.by == "@key" else format_path(parse_path(stream.session.by))
-    return str(make_masker(stream.mask_rules, settings.mask_key).value(path, session))
+    return str(_masker(settings, name).value(settings.stream(name).session.by, session))
+
+
+def _masker(settings: Settings, name: str) -> Masker:
+    return make_masker(settings.stream(name).mask_rules, settings.mask_key)
 
 
 def _line_reader(stream: StreamSettings) -> LineReader | None:
@@ -149,7 +149,7 @@ def _reading(settings: Settings, name: str) -> dict[str, Any]:
     if stream.format == "text":
         parts["text"] = stream.pattern
     if stream.mask:
-        example = make_decoder(settings, name).masker.value  # hashes depend on the secret
+        example = _masker(settings, name).value  # hashes depend on the secret
         parts["mask"] = {"rules": stream.mask, "example": [example(path, "example") for path in stream.mask_rules]}
     return parts
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
@@ -171,6 +172,21 @@ def test_a_token_may_end_sessions_by_its_number() -> None:
     events = decode(as_json(session="a", status=200), as_json(session="a", status="200"), decoder=decoder)
     assert events.ends.tolist() == [True, False]
     assert events.tokens == [["200", "200"]]
+
+
+def test_a_message_is_read_once_beside_a_bad_record() -> None:
+    """Bad records make a slice be looked at again; what counts messages must not see them twice."""
+    said: list[str | None] = []
+
+    def read(messages: Sequence[str | None]) -> list[str | None]:
+        said.extend(messages)
+        return ["a template"] * len(messages)
+
+    decoder = Decoder("session", None, ["action"], {}, "message", read_messages=read)
+    good = [as_json(session="a", action="x", message=f"line {i}") for i in range(5)]
+    events = decode(*good[:2], as_json(session="a", action=1.5, message="bad"), *good[2:], decoder=decoder)
+    assert said == events.messages == [f"line {i}" for i in range(5)]
+    assert events.tokens == [["x"] * 5, ["a template"] * 5]
 
 
 def test_a_field_inside_another_is_refused() -> None:
