@@ -14,6 +14,7 @@ import sys
 import time
 import urllib.request
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -214,6 +215,19 @@ class WorkerProcess:
     def __exit__(self, *_: object) -> None:
         if self.process.poll() is None:
             self.kill()
+
+
+@contextmanager
+def two_workers(
+    stack: Stack, records: Iterable[tuple[bytes | None, bytes | None]]
+) -> Iterator[tuple[WorkerProcess, WorkerProcess]]:
+    """The first has had all partitions and was given records; the second has joined, and both have theirs."""
+    with WorkerProcess(stack, "w0") as one:
+        one.wait_ready(stack.partitions)
+        stack.produce(records)
+        with WorkerProcess(stack, "w1") as two:
+            two.wait_ready(stack.partitions // 2)
+            yield one, two
 
 
 def by_id(verdicts: Iterable[dict[str, Any]], *, ignore: Iterable[str] = ()) -> dict[str, dict[str, Any]]:

@@ -9,7 +9,7 @@ import urllib.error
 import urllib.request
 from typing import Any
 
-from tests.kafka import Stack, WorkerProcess, as_records, by_id, shop_events, wait_until
+from tests.kafka import Stack, WorkerProcess, as_records, by_id, shop_events, two_workers, wait_until
 from tests.pipeline.test_worker import decisions_of, scored_by_file
 
 
@@ -114,21 +114,17 @@ def test_a_zombie_changes_nothing(stack: Stack) -> None:
     """Stopped for longer than the session timeout and woken when another has taken over, it moves nothing."""
     records = as_records(shop_events(43, 900))
     third = len(records) // 3
-    with WorkerProcess(stack, "w0") as one:
-        one.wait_ready(4)
-        stack.produce(records[:third])
-        with WorkerProcess(stack, "w1") as two:
-            two.wait_ready(2)
-            stack.wait_until_scored()
-            one.process.send_signal(signal.SIGSTOP)
-            stack.produce(records[third : 2 * third])
-            wait_until(lambda: sum(stack.committed().values()) == 2 * third, "the other to take over", 60)
-            offsets = stack.committed()
-            one.process.send_signal(signal.SIGCONT)
-            time.sleep(3.0)
-            assert stack.committed() == offsets
-            stack.produce(records[2 * third :])
-            stack.wait_until_scored()
-            assert one.stop() == 0
-            assert two.stop() == 0
+    with two_workers(stack, records[:third]) as (one, two):
+        stack.wait_until_scored()
+        one.process.send_signal(signal.SIGSTOP)
+        stack.produce(records[third : 2 * third])
+        wait_until(lambda: sum(stack.committed().values()) == 2 * third, "the other to take over", 60)
+        offsets = stack.committed()
+        one.process.send_signal(signal.SIGCONT)
+        time.sleep(3.0)
+        assert stack.committed() == offsets
+        stack.produce(records[2 * third :])
+        stack.wait_until_scored()
+        assert one.stop() == 0
+        assert two.stop() == 0
     assert by_id(stack.read_json("decisions")) == decisions_of(scored_by_file(stack))

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from tests.kafka import Stack, WorkerProcess, as_records, by_id, shop_events, wait_until
+from tests.kafka import Stack, WorkerProcess, as_records, by_id, shop_events, two_workers, wait_until
 
 DECISION_KEYS = (
     "type", "id", "stream", "session", "time_ms", "score", "p_value", "anomaly", "status",
@@ -96,16 +96,12 @@ def test_a_killed_workers_partitions_are_taken_over(stack: Stack) -> None:
     """Two workers share the partitions; one is killed while records flow; the other loses nothing."""
     records = as_records(shop_events(4, 3_000))
     third = len(records) // 3
-    with WorkerProcess(stack, "w0") as one:
-        one.wait_ready(4)
-        stack.produce(records[:third])
-        with WorkerProcess(stack, "w1") as two:
-            two.wait_ready(2)
-            stack.produce(records[third : 2 * third])
-            one.kill()
-            stack.produce(records[2 * third :])
-            stack.wait_until_scored()
-            assert two.stop() == 0
+    with two_workers(stack, records[:third]) as (one, two):
+        stack.produce(records[third : 2 * third])
+        one.kill()
+        stack.produce(records[2 * third :])
+        stack.wait_until_scored()
+        assert two.stop() == 0
 
     assert by_id(stack.read_json("decisions")) == decisions_of(scored_by_file(stack))
 
