@@ -172,20 +172,23 @@ class Assignment:
         message = f"partition {tp.partition} of {tp.topic} cannot be opened ({last!r}); is the broker well?"
         self.end_worker(OffbeatError(message))
 
-    async def _close(self, tp: TP, partition: Partition, *, save: bool, keep: bool = False) -> None:
-        """Close in a task of its own, which the next opening awaits: half a close would keep RocksDB's lock."""
+    def _close(self, tp: TP, partition: Partition, *, save: bool, keep: bool = False) -> asyncio.Future[None]:
+        """Close in a task of its own, which the next opening awaits: half a close would keep RocksDB's lock.
+
+        No coroutine: the task is there once this returns, also where whoever waits for it is cancelled at once.
+        """
 
         async def close() -> None:
             holding = await partition.close(save=save, keep=keep)
             if holding is not None:
                 self._kept[tp] = holding
 
-        await self._after_closing(tp, close)
+        return self._after_closing(tp, close)
 
-    async def _drop_kept(self, tp: TP) -> None:
-        await self._after_closing(tp, self._kept.pop(tp).release)
+    def _drop_kept(self, tp: TP) -> asyncio.Future[None]:
+        return self._after_closing(tp, self._kept.pop(tp).release)
 
-    async def _after_closing(self, tp: TP, work: Callable[[], Awaitable[None]]) -> None:
+    def _after_closing(self, tp: TP, work: Callable[[], Awaitable[None]]) -> asyncio.Future[None]:
         before = self._closing.get(tp)
 
         async def in_turn() -> None:
@@ -194,7 +197,7 @@ class Assignment:
             await work()
 
         task = self._closing[tp] = asyncio.create_task(in_turn())
-        await asyncio.shield(task)
+        return asyncio.shield(task)
 
     def _failed(self, partition: Partition, error: BaseException) -> None:
         """Throw a partition out of memory; open it again unless that cannot help."""
@@ -207,11 +210,13 @@ class Assignment:
         log.warning("partition failed", stream=name, partition=tp.partition, why=repr(error)[:300])
         if isinstance(error, DamagedStateError):
             partition.context.metrics.rebuilds.labels(name).inc()
-        self._spawn(self._recover(tp, partition, error))
+        self._spawn(self._recover(tp, partition, error, self._close(tp, partition, save=False)))
 
-    async def _recover(self, tp: TP, partition: Partition, error: BaseException) -> None:
+    async def _recover(
+        self, tp: TP, partition: Partition, error: BaseException, closing: asyncio.Future[None]
+    ) -> None:  # fmt: skip
         since, reason = time.monotonic(), self._reason_to_end(tp, partition, error)
-        await self._close(tp, partition, save=False)
+        await closing
         if reason is not None:
             self.end_worker(reason)
         else:
