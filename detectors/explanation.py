@@ -27,7 +27,7 @@ def explain_record(verdicts: Verdicts, operation: int, rows: SessionRows, parts:
     assert parts.learned is not None, "a record is an anomaly only under a bundle"
     record = int(verdicts.walk.record[operation])
     return {
-        "observed": _observed(verdicts.events, record, parts),
+        "observed": observed(verdicts.events, record, parts),
         "expected": _expected(parts.learned, parts.fields, verdicts.states[operation]),
         "contributions": {
             field: float(nats) for field, nats in zip(parts.fields, verdicts.surprise[record], strict=True)
@@ -53,13 +53,13 @@ def explain_end(verdicts: Verdicts, end: int, rows: SessionRows, parts: Parts) -
     }
 
 
-def _observed(events: Events, record: int, parts: Parts) -> dict[str, str | None]:
+def observed(events: Events, record: int, parts: Parts) -> dict[str, str | None]:
     """What came; of a log line its words, not its template."""
-    observed = {field: column[record] for field, column in zip(parts.fields, events.tokens, strict=True)}
+    came = {field: column[record] for field, column in zip(parts.fields, events.tokens, strict=True)}
     if events.messages is not None:
         said = events.messages[record]
-        observed[parts.fields[-1]] = None if said is None else said[:SHOWN_CHARACTERS]
-    return observed
+        came[parts.fields[-1]] = None if said is None else said[:SHOWN_CHARACTERS]
+    return came
 
 
 def _expected(learned: Learned, fields: Sequence[str], state: NDArray[np.float32]) -> dict[str, Any]:

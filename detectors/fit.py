@@ -15,9 +15,10 @@ from detectors.calibration import Calibration
 from detectors.parts import NO_TEMPLATES, Learned, Parts, pack
 from detectors.process import Verdicts, process_batch
 from detectors.rows import PartitionState, SessionRows
+from features.event_order import put_in_order
 from features.events import Events
 from features.messages import MessageReader
-from features.sessions import END_INPUT, NO_WATERMARK, STEP, Walk, log_gaps, number_sessions, walk_sessions
+from features.sessions import END_INPUT, NO_WATERMARK, Walk, log_gaps, number_sessions, walk_sessions
 from features.template_mining import mine
 from features.templates import Templates
 from features.tokens import TokenEncoder, Vocabulary
@@ -46,8 +47,9 @@ class Fit:
 
 @dataclass(frozen=True)
 class _Partition:
-    """One partition's events with the session of each operation, numbered over all partitions."""
+    """One partition's events as they came and in order, with the session of each operation over all partitions."""
 
+    arrived: Events
     events: Events
     walk: Walk
     session: NDArray[np.int32]
@@ -115,11 +117,10 @@ def _sessionise(history: list[Events], parts: Parts) -> tuple[list[_Partition], 
     opened = 0
     for events in history:
         rows = SessionRows.empty(len(events.sessions), parts.shape)
-        walk = walk_sessions(
-            events.session, events.time_ms, events.ends, rows.clocks, NO_WATERMARK, parts.rules, close_all=True
-        )
-        partitions.append(_Partition(events, walk, number_sessions(walk) + opened))
-        starts = events.time_ms[walk.first]
+        ordered = put_in_order(events, rows.held, NO_WATERMARK, parts.rules, close_all=True)
+        walk = walk_sessions(ordered, rows.clocks, parts.rules, close_all=True)
+        partitions.append(_Partition(events, ordered.events, walk, number_sessions(walk) + opened))
+        starts = ordered.events.time_ms[walk.opens]
         first_ms.append(starts)
         opened += len(starts)
     return partitions, np.concatenate(first_ms) if first_ms else np.empty(0, np.int64)
@@ -140,7 +141,9 @@ def _templates(partitions: list[_Partition], role: NDArray[np.int8]) -> tuple[Te
         return NO_TEMPLATES, partitions
     templates = mine(said for p in partitions for said in _learned_messages(p, role))
     read = MessageReader(templates).read
-    return templates, [replace(p, events=_with_templates(p.events, read)) for p in partitions]
+    return templates, [
+        replace(p, arrived=_with_templates(p.arrived, read), events=_with_templates(p.events, read)) for p in partitions
+    ]
 
 
 def _learned_messages(partition: _Partition, role: NDArray[np.int8]) -> Iterator[str]:
@@ -173,7 +176,7 @@ def _sequences(partition: _Partition, chosen: NDArray[np.bool_], encoder: TokenE
     steps = partition.walk.steps
     steps = steps[np.argsort(session[steps], kind="stable")]  # session by session, each in order
     numbers, starts = np.unique(session[steps], return_index=True)
-    seen_end = set(session[(walk.kind != STEP) & (walk.kind != END_INPUT)].tolist())
+    seen_end = set(session[walk.of_ends[walk.kind[walk.of_ends] != END_INPUT]].tolist())
     out = []
     for number, records in zip(numbers.tolist(), np.split(walk.record[steps], starts[1:]), strict=True):
         if chosen[number]:
@@ -193,7 +196,7 @@ def _calibrate(
     sessions: list[NDArray[np.float32]] = []
     for p in partitions:
         rows = SessionRows.empty(len(p.events.sessions), parts.shape)
-        verdicts, _, _ = process_batch(p.events, rows, PartitionState(0), parts, close_all=True)
+        verdicts, _, _ = process_batch(p.arrived, rows, PartitionState(0), parts, close_all=True)
         records.append(_record_scores(verdicts, p, held_back))
         ends = verdicts.ends.operation
         counted = held_back[p.session[ends]] & (verdicts.walk.kind[ends] != END_INPUT)

@@ -54,7 +54,17 @@ class Learned:
 
 @dataclass(frozen=True)
 class Parts:
-    """Arguments of `process_batch` that stay the same from slice to slice. `learned` is None until a bundle serves."""
+    """Arguments of `process_batch` that stay the same from slice to slice.
+
+    Attributes
+    ----------
+    learned
+        None until a bundle serves.
+    remembered
+        How many event ids a partition remembers, to know duplicates; 0 where events have none.
+    sends_late
+        Late records are sent to a topic of their own instead of being judged.
+    """
 
     stream: str
     topic: str
@@ -64,6 +74,8 @@ class Parts:
     rate: float
     encoder: TokenEncoder
     learned: Learned | None
+    remembered: int = 0
+    sends_late: bool = False
 
 
 def pack(

@@ -13,8 +13,10 @@ from numpy.typing import NDArray
 
 from detectors.parts import Learned, Parts
 from detectors.rows import NO_BUNDLE, NO_OFFSET, PartitionState, SessionRows, remember
+from features.duplicates import find_duplicates
+from features.event_order import Ordered, earliest_ms, put_in_order
 from features.events import Events
-from features.sessions import STEP, Walk, log_gaps, walk_sessions
+from features.sessions import Walk, log_gaps, walk_sessions
 from features.tokens import OOV
 from models.runtime import F32
 
@@ -49,7 +51,7 @@ class SessionEnds:
 
 @dataclass(frozen=True)
 class Verdicts:
-    """One decision on each of n records and on each session that ended.
+    """One decision on each of n records that were released, in that order, and on each session that ended.
 
     Attributes
     ----------
@@ -63,6 +65,12 @@ class Verdicts:
         (F,) int64: how many tokens of each field the bundle does not know.
     states
         (m, H): the state each operation was scored under, for explanations.
+    early
+        How many events did not wait as long as they should have.
+    duplicates
+        `index` of events that were dropped, because their id was seen before.
+    behind_ms
+        (n,) int64: how far each was behind the partition's newest event when it was released.
     """
 
     events: Events
@@ -76,6 +84,14 @@ class Verdicts:
     unknown: NDArray[np.int64]
     states: F32
     ends: SessionEnds
+    early: int
+    duplicates: NDArray[np.int32]
+    behind_ms: NDArray[np.int64]
+
+    @property
+    def late(self) -> NDArray[np.bool_]:
+        """(n,) events that came too late: scored, never an anomaly."""
+        return self.walk.is_late
 
 
 def process_batch(
@@ -88,33 +104,29 @@ def process_batch(
     events
         Valid records of one partition in offset order; none at all is allowed, then only due sessions end.
     rows
-        One row for each of `events.sessions`, in that order, then rows of sessions that may be due. Left untouched.
+        One row for each of `events.sessions`, in that order: those of the events, then those that may be due. Left
+        untouched.
     close_all
         End every session there is: the input is over (files only).
 
     Returns
     -------
     verdicts, rows, partition
-        Rows in the same order; those of ended sessions have 0 events.
+        Rows in the same order; those of ended sessions are not open.
     """
     learned = parts.learned
     rows = rebuild_stale(rows, parts)
-    walk = walk_sessions(
-        events.session,
-        events.time_ms,
-        events.ends,
-        rows.clocks,
-        partition.watermark_ms,
-        parts.rules,
-        close_all=close_all,
-    )
+    arrived = events
+    events, duplicates, recent_ids = _without_duplicates(events, partition, parts)
+    ordered = put_in_order(events, rows.held, partition.watermark_ms, parts.rules, close_all=close_all)
+    events = ordered.events
+    walk = walk_sessions(ordered, rows.clocks, parts.rules, close_all=close_all)
     hashes = parts.encoder.hashes(events.tokens)
     ids = parts.encoder.ids(events.tokens)
     surprise, end_surprise, states, hidden = _surprise(ids, rows, walk, parts)
     score = _sum_fields(surprise)
 
-    clocks = walk.clocks
-    after = replace(rows.copy(), hidden=hidden, events=clocks.events, first_ms=clocks.first_ms, last_ms=clocks.last_ms)
+    after = _after(rows, hidden, walk, ordered)
     m = len(walk.kind)
     worst, worst_offset, last_offset = np.empty(m, np.float32), np.empty(m, np.int64), np.empty(m, np.int64)
     remember(
@@ -124,19 +136,43 @@ def process_batch(
     )  # fmt: skip
     after.bundle[walk.row[walk.steps]] = NO_BUNDLE if learned is None else learned.number
 
-    ended = np.flatnonzero(walk.kind != STEP)
-    ended = ended[np.argsort(walk.record[ended], kind="stable")]
+    ended = walk.of_ends
     end_score = np.maximum(worst[ended], end_surprise[ended])
     p_value, end_p_value = _p_values(score, end_score, learned)
     verdicts = Verdicts(
-        events, hashes, walk, WARMING_UP if learned is None else OK, surprise, score, p_value, p_value <= parts.rate,
+        events, hashes, walk, WARMING_UP if learned is None else OK, surprise, score, p_value,
+        (p_value <= parts.rate) & ~walk.is_late,
         np.zeros(len(parts.fields), np.int64) if learned is None else (ids == OOV).sum(axis=0), states,
         SessionEnds(
             ended, end_score, end_p_value, end_p_value <= parts.rate, end_surprise[ended],
             worst[ended], worst_offset[ended], last_offset[ended],
         ),
+        ordered.early, duplicates, ordered.seen_at + parts.rules.reorder_ms - events.time_ms,
     )  # fmt: skip
-    return verdicts, after, partition.advance(events.next_offset, walk.watermark_ms, len(events))
+    return verdicts, after, partition.advance(arrived.next_offset, ordered.watermark_ms, len(arrived), recent_ids)
+
+
+def _without_duplicates(
+    events: Events, partition: PartitionState, parts: Parts
+) -> tuple[Events, NDArray[np.int32], bytes]:
+    """The events that are new, the index of each that is not, and the ids to remember."""
+    if events.ids is None:
+        return events, np.empty(0, np.int32), partition.recent_ids
+    recent = np.frombuffer(partition.recent_ids, "<u8")
+    is_duplicate, recent = find_duplicates(events.ids, recent, parts.remembered)
+    duplicates = events.index[is_duplicate]
+    return events.take(np.flatnonzero(~is_duplicate)), duplicates, recent.astype("<u8").tobytes()
+
+
+def _after(rows: SessionRows, hidden: F32, walk: Walk, ordered: Ordered) -> SessionRows:
+    """The rows with what model, rules and order have made of them."""
+    clocks, held = walk.clocks, ordered.held
+    after = replace(
+        rows.copy(), hidden=hidden, events=clocks.events, first_ms=clocks.first_ms, last_ms=clocks.last_ms, held=held
+    )
+    for row in np.flatnonzero((after.events == 0) & held.astype(np.bool_)).tolist():
+        after.first_ms[row] = after.last_ms[row] = earliest_ms(held[row])
+    return after
 
 
 def _surprise(ids: NDArray[np.int32], rows: SessionRows, walk: Walk, parts: Parts) -> tuple[F32, F32, F32, F32]:

@@ -2,22 +2,24 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, fields
+from typing import Any
 
 import numpy as np
 from numba import njit
 from numpy.typing import NDArray
 
-from features.sessions import NO_WATERMARK, SessionClocks
+from features.event_order import NOTHING_HELD, earliest_ms
+from features.sessions import NEVER_MS, NO_WATERMARK, SessionClocks, SessionRules
 
 NO_BUNDLE = 0  # a row no model has scored yet
 NO_OFFSET = -1
-_STEP = 0
+_STEP, _LATE = 0, 5
 
 
 @dataclass(frozen=True)
 class SessionRows:
-    """S session rows. S = sessions, H = hidden size, W = events of context, F = token fields.
+    """S session rows. H = hidden size, W = events of context, F = token fields, N = numbers, C = counters among them.
 
     Attributes
     ----------
@@ -31,9 +33,14 @@ class SessionRows:
         (S,) uint64: which bundle wrote `hidden`; 0 none.
     hidden
         (S, H) float32: state after the last event.
-    context_ms, context_tokens
-        (S, W) int64 and (S, W, F) uint64: times and stable token hashes of the last W events, as a ring: event number
-        k of the session (from 0) stands at k mod W.
+    context_ms, context_tokens, context_numbers
+        (S, W) int64, (S, W, F) uint64, (S, W, N) float32: times, stable token hashes and numbers (of counters their
+        rates; NaN: missing) of the last W events, as a ring: event number k of the session (from 0) stands at k mod W.
+    counter_value, counter_ms
+        (S, C) float64 and int64: each counter's last value, and when that was.
+    held
+        (S,) bytes: events that wait to be put in order (features/event_order.py); such a row is open without any event.
+        Of a row that has none yet, `first_ms` and `last_ms` are the time of the earliest that waits.
     """
 
     events: NDArray[np.int64]
@@ -46,6 +53,10 @@ class SessionRows:
     hidden: NDArray[np.float32]
     context_ms: NDArray[np.int64]
     context_tokens: NDArray[np.uint64]
+    context_numbers: NDArray[np.float32]
+    counter_value: NDArray[np.float64]
+    counter_ms: NDArray[np.int64]
+    held: NDArray[Any]
 
     @classmethod
     def empty(cls, count: int, shape: RowShape) -> SessionRows:
@@ -55,10 +66,23 @@ class SessionRows:
         rows.worst.fill(-np.inf)
         rows.worst_offset.fill(NO_OFFSET)
         rows.applied.fill(NO_OFFSET)
+        rows.held.fill(NOTHING_HELD)
         return rows
 
     def __len__(self) -> int:
         return len(self.events)
+
+    @property
+    def is_open(self) -> NDArray[np.bool_]:
+        """(S,) whether there is a session: one with events, or one whose first still wait."""
+        return (self.events > 0) | (self.held.astype(np.bool_))
+
+    def due_ms(self, rules: SessionRules) -> NDArray[np.int64]:
+        """(S,) once the watermark has passed that, an open session is over, or an event that waits may go."""
+        due = np.where(self.events > 0, rules.over_ms(self.first_ms, self.last_ms), NEVER_MS)
+        for row in np.flatnonzero(self.held.astype(np.bool_)).tolist():
+            due[row] = min(int(due[row]), earliest_ms(self.held[row]))
+        return due
 
     @property
     def clocks(self) -> SessionClocks:
@@ -89,21 +113,26 @@ class SessionRows:
 DTYPES: dict[str, str] = {
     "events": "<i8", "first_ms": "<i8", "last_ms": "<i8", "applied": "<i8", "worst": "<f4", "worst_offset": "<i8",
     "bundle": "<u8", "hidden": "<f4", "context_ms": "<i8", "context_tokens": "<u8",
+    "context_numbers": "<f4", "counter_value": "<f8", "counter_ms": "<i8", "held": "O",
 }  # fmt: skip
 
 
 @dataclass(frozen=True)
 class RowShape:
-    """What a row's width depends on: hidden size, events of context, token fields."""
+    """What a row's width depends on: hidden size, events of context, token fields, numbers, counters among these."""
 
     hidden: int
     context: int
     fields: int
+    numbers: int = 0
+    counters: int = 0
 
     def dimensions(self, column: str) -> tuple[int, ...]:
         """Shape of one row's entry in a column of `SessionRows`."""
         shapes = {
             "hidden": (self.hidden,), "context_ms": (self.context,), "context_tokens": (self.context, self.fields),
+            "context_numbers": (self.context, self.numbers), "counter_value": (self.counters,),
+            "counter_ms": (self.counters,),
         }  # fmt: skip
         return shapes.get(column, ())
 
@@ -120,18 +149,22 @@ class PartitionState:
         Largest event time seen; -1 before the first event.
     records
         How many valid records were taken in.
+    recent_ids
+        Ids of the last events, oldest first, 8 bytes each, little endian.
     """
 
     next_offset: int
     watermark_ms: int = NO_WATERMARK
     records: int = 0
+    recent_ids: bytes = b""
 
-    def advance(self, next_offset: int | None, watermark_ms: int, records: int) -> PartitionState:
+    def advance(
+        self, next_offset: int | None, watermark_ms: int, records: int, recent_ids: bytes = b""
+    ) -> PartitionState:
         """The state after a slice."""
-        return replace(
-            self, next_offset=self.next_offset if next_offset is None else next_offset,
-            watermark_ms=watermark_ms, records=self.records + records,
-        )  # fmt: skip
+        return PartitionState(
+            self.next_offset if next_offset is None else next_offset, watermark_ms, self.records + records, recent_ids
+        )
 
 
 @njit(cache=True)
@@ -148,6 +181,8 @@ def remember(
     width = context_ms.shape[1]
     for o in range(len(kind)):
         s = row[o]
+        if kind[o] == _LATE:
+            continue
         if kind[o] != _STEP:
             ended_worst[o], ended_worst_offset[o], ended_applied[o] = worst[s], worst_offset[s], applied[s]
             counted[s], worst[s], worst_offset[s], applied[s] = 0, -np.inf, NO_OFFSET, NO_OFFSET

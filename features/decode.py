@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from features.duplicates import NO_ID
 from features.errors import (
     BadTimeError,
     KeyMismatchError,
@@ -27,6 +28,7 @@ from features.masking import NO_MASK, Masker
 from features.paths import Path, parse_path
 from features.text_fields import TextFields
 from features.text_lines import LineReader
+from features.tokens import stable_hash
 
 MAX_SESSION_CHARACTERS = 1_024
 MAX_TOKEN_CHARACTERS = 1_024  # a longer text is no category, and would not fit into a message about it
@@ -58,6 +60,11 @@ class Decoder:
         What becomes of its texts; absent, they stay as they are.
     text
         Reads records that are text; absent, they are JSON objects.
+    event_id
+        Path of a field that names each event, for finding duplicates; None for none.
+    max_ahead_ms
+        A time field further ahead of the record's own timestamp, where it has one, is not believed, and that taken
+        instead; None: each is.
     masker
         Masks sessions, tokens and messages before anything else sees them; with any rule, nothing of a record that is
         set aside is kept but the reason.
@@ -71,7 +78,8 @@ class Decoder:
     def __init__(
         self, session: str, time: str | None, tokens: Iterable[str], end_when: Mapping[str, str | bool | int | float],
         message: str | None = None, *, read_messages: Callable[[Sequence[str | None]], list[str | None]] = list,
-        text: LineReader | None = None, masker: Masker = NO_MASK,
+        text: LineReader | None = None, event_id: str | None = None, max_ahead_ms: int | None = None,
+        masker: Masker = NO_MASK,
     ) -> None:  # fmt: skip
         kinds: dict[Path, Kinds] = {}
 
@@ -85,10 +93,14 @@ class Decoder:
         said = None if message is None else field(message, _MESSAGE)
         by = None if session == "@key" else field(session, _SESSION)
         at = None if time is None else field(time, _TIME)
+        identity = None if event_id is None else field(event_id, _SESSION)
         fields = JsonFields(kinds) if text is None else TextFields(text, kinds)
         self._parse = fields.parse
         self._session = None if by is None else fields.getter(by)
         self._time = None if at is None else fields.getter(at)
+        self._max_ahead_ms = max_ahead_ms
+        self._id = None if identity is None else fields.getter(identity)
+        self._mask_id = None if event_id is None else masker.of(event_id)
         self._tokens = [(name, fields.getter(path)) for name, path in columns]
         self._message = None if said is None else fields.getter(said)
         self._is_masked = bool(masker)
@@ -150,9 +162,12 @@ class Decoder:
         session, sessions = self._sessions(records, events, check_key=check_key)
         tokens = [_texts(name, list(map(get, events))) for name, get in self._tokens]
         messages = None if self._message is None else list(map(self._message, events))
+        times, without_time = self._times(records, events)
+        times, ahead = self._believable(times, records)
         return Events(
             np.array(index, np.int32), np.array([r.offset for r in records], np.int64),
-            self._times(records, events), session, sessions, tokens, self._is_end(events), [], 0, None, messages,
+            times, session, sessions, tokens, self._is_end(events), [], 0, None, messages,
+            None if self._id is None else self._ids(list(map(self._id, events))), without_time, ahead,
         )  # fmt: skip
 
     def _masked(self, events: Events) -> Events:
@@ -189,18 +204,30 @@ class Decoder:
                     raise _mismatch(record, sessions[number])
         return np.array(session, np.int32), sessions
 
-    def _times(self, records: list[Record], events: list[Any]) -> NDArray[np.int64]:
-        """(n,) event times."""
+    def _ids(self, found: list[Any]) -> NDArray[np.uint64]:
+        """(n,) hashes of event ids; they outlive the record, so of masked ones the mask's."""
+        return np.array([NO_ID if i is None else stable_hash(str(i)) for i in _masked(found, self._mask_id)], np.uint64)
+
+    def _times(self, records: list[Record], events: list[Any]) -> tuple[NDArray[np.int64], int]:
+        """(n,) event times, and how many had to be taken from Kafka's timestamp."""
         if self._time is None:
-            return np.array([_kafka_time(record.timestamp) for record in records], np.int64)
+            return np.array([_kafka_time(record.timestamp) for record in records], np.int64), 0
         found = list(map(self._time, events))
         if None not in found:
-            return parse_times_ms(found)
+            return parse_times_ms(found), 0
         times = [
             _kafka_time(record.timestamp) if value is None else parse_time_ms(value)
             for record, value in zip(records, found, strict=True)
         ]
-        return np.array(times, np.int64)
+        return np.array(times, np.int64), found.count(None)
+
+    def _believable(self, times: NDArray[np.int64], records: list[Record]) -> tuple[NDArray[np.int64], int]:
+        """The times without those too far ahead, and how many were."""
+        if self._time is None or self._max_ahead_ms is None:
+            return times, 0
+        stamps = np.array([record.timestamp for record in records], np.int64)
+        ahead = (stamps > 0) & (stamps <= MAX_TIME_MS) & (times > stamps + self._max_ahead_ms)
+        return np.where(ahead, stamps, times), int(ahead.sum())
 
     def _is_end(self, events: list[Any]) -> NDArray[np.bool_]:
         """(n,) whether all fields of `end_when` match."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 import numpy as np
@@ -61,6 +61,10 @@ class Events:
         n texts (or None) of log lines as they came, where the last token column holds their templates; else None.
     next_offset
         The offset after the last record given, valid or not; None if none was given.
+    ids
+        (n,) stable hashes of the events' ids (features/duplicates.py), where the stream has such; else None.
+    without_time, ahead
+        How many events have Kafka's timestamp because their own time is absent, or was too far ahead of it.
     """
 
     index: NDArray[np.int32]
@@ -74,9 +78,22 @@ class Events:
     tombstones: int
     next_offset: int | None
     messages: list[str | None] | None = None
+    ids: NDArray[np.uint64] | None = None
+    without_time: int = 0
+    ahead: int = 0
 
     def __len__(self) -> int:
         return len(self.offsets)
+
+    def take(self, chosen: NDArray[np.intp]) -> Events:
+        """Some of the events, in the order given; all else as it is."""
+        at = chosen.tolist()
+        return replace(
+            self, index=self.index[chosen], offsets=self.offsets[chosen], time_ms=self.time_ms[chosen],
+            session=self.session[chosen], tokens=[[column[i] for i in at] for column in self.tokens],
+            ends=self.ends[chosen], messages=None if self.messages is None else [self.messages[i] for i in at],
+            ids=None if self.ids is None else self.ids[chosen],
+        )  # fmt: skip
 
     def pieces(self, max_sessions: int) -> Iterator[Events]:
         """Cut into runs of events with at most `max_sessions` distinct sessions each, with the rejects among them."""
@@ -84,24 +101,27 @@ class Events:
             yield self
             return
         low, seen = 0, set[int]()
-        rejects, tombstones = deque(self.rejects), self.tombstones
+        rejects, counts = deque(self.rejects), (self.tombstones, self.without_time, self.ahead)
         for i, number in enumerate(self.session.tolist()):
             if number not in seen and len(seen) == max_sessions:
                 before = []
                 while rejects and rejects[0].index < self.index[i]:
                     before.append(rejects.popleft())
-                yield self._piece(low, i, before, tombstones)
-                low, seen, tombstones = i, set(), 0
+                yield self._piece(low, i, before, counts)
+                low, seen, counts = i, set(), (0, 0, 0)
             seen.add(number)
-        yield self._piece(low, len(self), list(rejects), tombstones)
+        yield self._piece(low, len(self), list(rejects), counts)
 
-    def _piece(self, low: int, high: int, rejects: list[Reject], tombstones: int) -> Events:
-        part = slice(low, high)
+    def _piece(self, low: int, high: int, rejects: list[Reject], counts: tuple[int, int, int]) -> Events:
         numbers: dict[int, int] = {}
-        session = [numbers.setdefault(s, len(numbers)) for s in self.session[part].tolist()]
-        return Events(
-            self.index[part], self.offsets[part], self.time_ms[part], np.array(session, np.int32),
-            [self.sessions[s] for s in numbers], [column[part] for column in self.tokens], self.ends[part],
-            rejects, tombstones, self.next_offset if high == len(self) else int(self.offsets[high]),
-            None if self.messages is None else self.messages[part],
-        )  # fmt: skip
+        session = [numbers.setdefault(s, len(numbers)) for s in self.session[low:high].tolist()]
+        return replace(
+            self.take(np.arange(low, high)),
+            session=np.array(session, np.int32),
+            sessions=[self.sessions[s] for s in numbers],
+            rejects=rejects,
+            tombstones=counts[0],
+            without_time=counts[1],
+            ahead=counts[2],
+            next_offset=self.next_offset if high == len(self) else int(self.offsets[high]),
+        )

@@ -13,7 +13,7 @@ from numba import njit
 f4 = np.float32
 LOG2E = f4(1.4426950408889634)
 LN2_HIGH, LN2_LOW = f4(0.693359375), f4(-2.12194440e-4)  # ln 2 in two parts, so that x - n ln 2 keeps its bits
-STEP = 0  # the operation that advances a row; all others are ends of a session
+STEP, LATE = 0, 5  # an event that is scored and advances its row, and one that is scored only; others are ends
 
 # LLVM may contract, reassociate and so vectorise. It may also take all numbers for finite, which weights are checked
 # to be and inputs are by construction.
@@ -96,7 +96,7 @@ def score_and_step(
     Parameters
     ----------
     kind, row, record
-        (m,) operations; STEP scores and applies event `record` to `row`, anything else scores the session's end.
+        (m,) operations: STEP scores event `record` and applies it to `row`, LATE scores it, others are a session's end.
     first
         (n,) bool: the event opens a session, so its row begins at `start`.
     tokens, log_gap
@@ -122,7 +122,7 @@ def score_and_step(
     logits = np.empty(width, f4)
     for o in range(len(kind)):
         s = row[o]
-        if kind[o] != STEP:
+        if kind[o] != STEP and kind[o] != LATE:
             for j in range(size):
                 states[o, j] = hidden[s, j]
             for j in range(end_width):
@@ -140,6 +140,8 @@ def score_and_step(
         for f in range(fields):
             low, high = head_offset[f], head_offset[f + 1]
             surprise[i, f] = _log_sum_exp(logits, low, high) - logits[low + tokens[i, f]]
+        if kind[o] == LATE:
+            continue
         gap = log_gap[i]
         for j in range(2 * size):
             gates[j] = bias[j] + gap * gap_weight[j]

@@ -122,7 +122,7 @@ class Holding:
     @property
     def state(self) -> PartitionState:
         """What scoring begins with."""
-        return PartitionState(self.row.next_offset, self.row.watermark_ms, self.row.records)
+        return PartitionState(self.row.next_offset, self.row.watermark_ms, self.row.records, self.row.recent_ids)
 
     @property
     def cold(self) -> ColdRows:
@@ -165,11 +165,11 @@ class Holding:
         passed("open/compared")
 
     async def _restore(self, watch: Callable[[Replay], None], *, rebuild: bool) -> Replay:
-        context, shape, gap_ms = self.context, self.parts.shape, self.parts.rules.gap_ms
+        context, rules = self.context, self.parts.rules
         cold = self._cold = await self._in_thread(lambda: ColdRows(self._folder, context.memory))
-        self.store = RowStore(shape, gap_ms, context.capacity, cold)
+        self.store = RowStore(self.parts.shape, rules, context.capacity, cold)
         replay = await context.recovery.restore(
-            cold, context.changelog, self.place.partition, self.store.format, gap_ms, watch, rebuild=rebuild
+            cold, context.changelog, self.place.partition, self.store.format, rules.lead_ms, watch, rebuild=rebuild
         )
         self.replayed = replay.rows
         return replay

@@ -28,6 +28,22 @@ class Metrics:
             "Tokens the bundle does not know, by field; for `message` lines that match no template.",
             ("stream", "field"), registry=registry,
         )  # fmt: skip
+        self.late_records = Counter(
+            "offbeat_late_records", "Records too late to step their session.", ("stream",), registry=registry
+        )
+        self.early_records = Counter(
+            "offbeat_early_records", "Records scored before those they should have waited for: too many waited.",
+            ("stream",), registry=registry,
+        )  # fmt: skip
+        self.duplicates = Counter(
+            "offbeat_duplicate_records", "Records dropped because their event id was seen before.", ("stream",),
+            registry=registry,
+        )  # fmt: skip
+        self.time_fallbacks = Counter(
+            "offbeat_time_fallbacks",
+            "Records given Kafka's timestamp, by reason: their time field is missing, or too far ahead of it.",
+            ("stream", "reason"), registry=registry,
+        )  # fmt: skip
         self.verdicts = Counter(
             "offbeat_verdicts", "Decisions on records and sessions; anomaly is true or false.",
             ("stream", "type", "anomaly"), registry=registry,

@@ -13,13 +13,14 @@ from zlib import crc32
 import numpy as np
 import orjson
 
-from detectors.explanation import explain_end, explain_record
+from detectors.explanation import explain_end, explain_record, observed
 from detectors.parts import Parts
 from detectors.process import Verdicts
 from detectors.rows import SessionRows
 from features.events import Record, Reject
 from features.sessions import ENDED
 
+LATE = "late"  # status of a record that neither steps its session nor is ever an anomaly
 MAX_PAYLOAD = 64_000  # bytes of a dead letter's value we keep
 MAX_KEY = 1_024  # and of its key
 Json = dict[str, Any]
@@ -85,7 +86,7 @@ def record_decision(verdicts: Verdicts, i: int, place: Place, parts: Parts) -> J
         "score": _number(verdicts.score[i]),
         "p_value": _number(verdicts.p_value[i]),
         "anomaly": bool(verdicts.anomaly[i]),
-        "status": verdicts.status,
+        "status": LATE if verdicts.late[i] else verdicts.status,
     }
 
 
@@ -145,8 +146,10 @@ class Emitter:
         if self.sample > 0.0:
             for i in range(len(verdicts.events)):
                 identity = message_id(self.parts.stream, self.place, int(verdicts.events.offsets[i]), "record")
-                if is_sampled(identity, self.sample):
+                if is_sampled(identity, self.sample) and not (self.parts.sends_late and verdicts.late[i]):
                     self._decide(out, record_decision(verdicts, i, self.place, self.parts), now_ms)
+        if self.parts.sends_late:
+            out.extend(self._late(verdicts, i, now_ms) for i in np.flatnonzero(verdicts.late).tolist())
         for i in np.flatnonzero(verdicts.anomaly).tolist():
             self._alarm(out, self._record(verdicts, i, rows), now_ms)
         for e in range(len(verdicts.ends.operation)):
@@ -183,10 +186,27 @@ class Emitter:
             event_headers(self.parts.stream, identity, "dead-letter", now_ms),
         )
 
+    def _late(self, verdicts: Verdicts, i: int, now_ms: int) -> Output:
+        events, offset = verdicts.events, int(verdicts.events.offsets[i])
+        identity = message_id(self.parts.stream, self.place, offset, "late")
+        session = events.sessions[events.session[i]]
+        body = {
+            "id": identity,
+            "stream": self.parts.stream,
+            "session": session,
+            "time_ms": int(events.time_ms[i]),
+            "behind_ms": int(verdicts.behind_ms[i]),
+            "observed": observed(events, i, self.parts),
+            "source": {"topic": self.place.topic, "partition": self.place.partition, "offset": offset},
+            "detected_ms": now_ms,
+        }
+        headers = event_headers(self.parts.stream, identity, "late", now_ms)
+        return Output("late", session.encode(), orjson.dumps(body), headers)
+
     def _record(self, verdicts: Verdicts, i: int, rows: SessionRows) -> Json:
         decision = record_decision(verdicts, i, self.place, self.parts)
         if decision["anomaly"]:
-            operation = int(verdicts.walk.steps[i])
+            operation = int(verdicts.walk.of_events[i])
             decision |= explain_record(verdicts, operation, rows, self.parts)
         return decision
 

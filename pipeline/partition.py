@@ -20,6 +20,7 @@ from typing import Any
 
 from aiokafka.errors import ProducerFenced
 
+from detectors.process import Verdicts
 from detectors.rows import PartitionState
 from features.events import Events
 from pipeline.context import StreamContext
@@ -38,6 +39,7 @@ from pipeline.wire import DeleteSession
 CLOSE_TIMEOUT_S = 5.0  # a revoke waits that long for a last checkpoint
 _QUEUED_SLICES = 2
 _LOOK_S = 0.5  # for a partition without records: controls, the idle clock, the pulse
+_LEAST_WAIT_S = 1.0  # of silence before events that wait are released: a producer may batch
 _PULSE_S = 0.05
 _PIECE = 2_000  # sessions ended in one go: some 20 ms
 _MOST_CHANGED = 8_000  # copying more would hold up the event loop for over 100 ms
@@ -99,6 +101,7 @@ class Partition:
         self._due = 0.0
         self._committed_at = -math.inf  # when the last checkpoint that succeeded began
         self._quiet_since = context.monotonic()
+        self._moved_ms = 0  # how far the idle clock has moved the watermark since the last record
         self._uncovered_since: float | None = None  # since when records wait for a checkpoint to begin
         self._covering_since: float | None = None  # likewise those of the checkpoint under way
         self._inflight: asyncio.Task[None] | None = None
@@ -181,8 +184,8 @@ class Partition:
                     await self._whenever_whole(partial(self._score, slice_))
                 if self._controls:
                     await self._whenever_whole(self._apply_controls)
-                elif self._is_idle():
-                    await self._whenever_whole(self._end_idle_sessions)
+                elif self._idle_ms() > self._moved_ms:
+                    await self._whenever_whole(self._move_idle_clock)
                 if self._is_due():
                     await self._whenever_whole(self.checkpoint)
                 self._observe()
@@ -240,7 +243,7 @@ class Partition:
             more_due = await self._score_piece(piece, records)
         if more_due:  # sessions beyond the first few
             await self._end_due()
-        self._quiet_since = context.monotonic()
+        self._quiet_since, self._moved_ms = context.monotonic(), 0
         context.metrics.latency.labels(context.name).observe(context.monotonic() - slice_.fetched_at)
         if slice_.highwater is not None:
             lag = max(0, slice_.highwater - self.state.next_offset)
@@ -268,22 +271,32 @@ class Partition:
                 break
             await self._commit()  # only settled rows can make room
         self.state = done.state
-        if self._uncovered_since is None and (events.next_offset is not None or len(done.verdicts.ends.operation)):
+        if self._uncovered_since is None and (events.next_offset is not None or len(done.verdicts.walk.kind)):
             self._uncovered_since = self.context.monotonic()
+        self._count(events, done.verdicts)
         verdicts, metrics, name = done.verdicts, self.context.metrics, self.context.name
-        for field, unknown in zip(holding.parts.fields, verdicts.unknown.tolist(), strict=True):
-            if unknown:
-                metrics.unknown_tokens.labels(name, field).inc(unknown)
         for reject in events.rejects:
             await self._send(self._emitter.dead_letter(reject, records[reject.index], self.context.now_ms()))
             metrics.dead_letters.labels(name, reject.error.reason).inc()
         for output in self._emitter.outputs(verdicts, done.names, done.rows, self.context.now_ms()):
             await self._send(output)
+        return done.more_due
+
+    def _count(self, events: Events, verdicts: Verdicts) -> None:
+        metrics, name = self.context.metrics, self.context.name
+        for field, unknown in zip(self._holding.parts.fields, verdicts.unknown.tolist(), strict=True):
+            if unknown:
+                metrics.unknown_tokens.labels(name, field).inc(unknown)
         for kind, anomaly in (("record", verdicts.anomaly), ("session", verdicts.ends.anomaly)):
             alarms = int(anomaly.sum())
             metrics.verdicts.labels(name, kind, "true").inc(alarms)
             metrics.verdicts.labels(name, kind, "false").inc(len(anomaly) - alarms)
-        return done.more_due
+        for reason, count in (("missing", events.without_time), ("ahead", events.ahead)):
+            if count:
+                metrics.time_fallbacks.labels(name, reason).inc(count)
+        metrics.late_records.labels(name).inc(int(verdicts.late.sum()))
+        metrics.early_records.labels(name).inc(verdicts.early)
+        metrics.duplicates.labels(name).inc(len(verdicts.duplicates))
 
     async def _send(self, output: Output) -> None:
         """Let an output leave, at once or with its transaction; nothing leaves a worker the group has given up."""
@@ -383,21 +396,26 @@ class Partition:
         await self._commit()
         log.info("sessions deleted", stream=self.context.name, partition=self.place.partition, count=len(names))
 
-    def _is_idle(self) -> bool:
-        quiet_s = self.context.monotonic() - self._quiet_since
-        return quiet_s >= self.context.idle_s and self._holding.store.open_sessions > 0
+    def _idle_ms(self) -> int:
+        """How far beyond the newest event the watermark may be, because nothing came for so long by the wall clock."""
+        rules, quiet_s = self._holding.parts.rules, self.context.monotonic() - self._quiet_since
+        if self._holding.store.open_sessions == 0:
+            return 0
+        if quiet_s >= self.context.idle_s:
+            return rules.reorder_ms + rules.gap_ms + 1
+        return rules.reorder_ms if quiet_s >= max(_LEAST_WAIT_S, rules.reorder_ms / 1000) else 0
 
-    async def _end_idle_sessions(self) -> None:
-        """End what is open: nothing has come for so long, by the wall clock, that every session's gap has passed.
+    async def _move_idle_clock(self) -> None:
+        """Move the watermark: first what waits to be put in order is released, in the end every session is over.
 
-        The watermark moves no further than that takes, so records newer than all before still open sessions.
+        It moves no further than that takes, so records newer than all before still open sessions.
         """
-        self._quiet_since = self.context.monotonic()
         if not await self._worker.read_to_end() or not self.slices.empty():
+            self._quiet_since = self.context.monotonic()
             return
-        self._quiet_since = math.inf  # once is enough, until something comes
-        moved = self.state.watermark_ms + self._holding.parts.rules.gap_ms + 1
-        self.state = replace(self.state, watermark_ms=moved)
+        moved_ms = max(self._idle_ms(), self._moved_ms)
+        self.state = replace(self.state, watermark_ms=self.state.watermark_ms + moved_ms - self._moved_ms)
+        self._moved_ms = moved_ms
         await self._commit()
         await self._end_due()
 
@@ -409,7 +427,7 @@ class Partition:
         state, store = self.state, self._holding.store
         row = replace(
             self._row, next_offset=state.next_offset, watermark_ms=state.watermark_ms, records=state.records,
-            sessions=store.open_sessions,
+            recent_ids=state.recent_ids, sessions=store.open_sessions,
         )  # fmt: skip
         self._take_copies(row, state.next_offset)
 

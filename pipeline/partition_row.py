@@ -36,6 +36,8 @@ class PartitionRow:
         How often the partition began anew, with other records under offsets that ids have named before.
     controls
         The first offset of the controls topic that was not applied.
+    recent_ids
+        As in `detectors.rows.PartitionState`.
     """
 
     next_offset: int
@@ -48,6 +50,7 @@ class PartitionRow:
     topic_id: str
     epoch: int
     controls: int
+    recent_ids: bytes = b""
 
     def encode(self) -> bytes:
         """As it is saved."""

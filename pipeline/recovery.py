@@ -39,7 +39,7 @@ class Replay:
     changelog_id: str
     high: int
     format: RowFormat
-    gap_ms: int
+    lead_ms: int
     rebuild: bool
     done: int = 0  # offsets passed; compaction and markers make them more than the rows
     rows: int = 0
@@ -49,7 +49,7 @@ class Replay:
 
     def first_due_ms(self, row: bytes) -> int:
         """When a session can be due at the earliest."""
-        return self.format.first_ms(row) + self.gap_ms
+        return self.format.first_ms(row) + self.lead_ms
 
     @property
     def total(self) -> int:
@@ -107,7 +107,7 @@ class Recovery:
         return low, (await self._ends.end_offsets([tp]))[tp]
 
     async def restore(
-        self, cold: ColdRows, changelog: str, partition: int, rows: RowFormat, gap_ms: int,
+        self, cold: ColdRows, changelog: str, partition: int, rows: RowFormat, lead_ms: int,
         watch: Callable[[Replay], None], *, rebuild: bool = False,
     ) -> Replay:  # fmt: skip
         """Replay what the database lacks.
@@ -124,7 +124,7 @@ class Recovery:
         """
         changelog_id = await self._topics.id_of(changelog)
         low, high = await self.bounds_of(changelog, partition)
-        replay = Replay(At(changelog, partition, low), changelog_id, high, rows, gap_ms, rebuild)
+        replay = Replay(At(changelog, partition, low), changelog_id, high, rows, lead_ms, rebuild)
         work = asyncio.get_running_loop().run_in_executor(self._threads, self._replay, cold, replay)
         try:
             while not (await asyncio.wait([work], timeout=1.0))[0]:

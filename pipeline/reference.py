@@ -44,7 +44,7 @@ _STREAM = "orders"
 
 # CloudEvents 1.0 in Kafka's binary content mode, as pipeline/outputs.py writes them.
 _EVENT_TYPES = {
-    "anomalies": "anomaly", "decisions": "decision", "dead-letters": "dead-letter", "drift": "drift",
+    "anomalies": "anomaly", "decisions": "decision", "dead-letters": "dead-letter", "late": "late", "drift": "drift",
     "controls": "control",
 }  # fmt: skip
 # What the record key is; where nothing is said, the session.
@@ -57,6 +57,7 @@ _ABOUT = {
     "anomalies": "Each record and each session that should not have been, with what was expected instead.",
     "decisions": "Every verdict, or the share of them that decisions.sample says.",
     "dead-letters": "Each record that could not be scored, with the reason and where it lies.",
+    "late": "Each record too far behind its session to be scored, where the stream says `late.send`.",
     "drift": "What changed that is not about one record: topics made anew, records or sessions lost, offsets reset.",
     "controls": "What users ask of workers, such as forgetting a session. Compacted, one partition: the order counts.",
 }

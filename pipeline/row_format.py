@@ -1,25 +1,31 @@
-"""Session rows as bytes: a fixed-width head, a tagged tail, a checksum. Format version 1.
+"""Session rows as bytes: a fixed-width head, a tagged tail, a checksum. Format version 2; version 1 is read too.
 
-Little endian. Head: magic "OB", version, token fields F (u8 each); hidden size H, context W (u16 each); then the
-columns of `detectors.rows.SessionRows` in order. Tail: its length (u32), then parts of tag (u8), length (u32) and
-bytes; version 1 writes none and skips those it does not know. Last: CRC-32 of all before it (u32).
+Little endian. Head: magic "OB", version, token fields F (u8 each); hidden size H, context W, numbers N, counters C (u16
+each); then the columns of `detectors.rows.SessionRows` in order, but for `held`. Tail: its length (u32), then parts of
+tag (u8), length (u32) and bytes: 1 is what the row holds back (features/event_order.py); parts of later releases are
+skipped. Last: CRC-32 of all before it (u32). Version 1 had neither numbers nor counters nor anything in its tail.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import fields
+from typing import Any
 from zlib import crc32
 
 import numpy as np
 
 from detectors.rows import DTYPES, RowShape, SessionRows
+from features.event_order import NOTHING_HELD
 from pipeline.errors import DamagedStateError, StateError
 
-VERSION = 1
-_LEAST = 8 + 4  # what tells version and shape, and the checksum
+VERSION = 2
+_LEAST = {1: 8 + 4, 2: 12 + 4}  # by version: what tells version and shape, and the checksum
 MAGIC = int.from_bytes(b"OB", "little")
-_COLUMNS = [f.name for f in fields(SessionRows)]
+_HELD = 1  # tag
+_COLUMNS = [f.name for f in fields(SessionRows) if f.name != "held"]
+_SINCE_2 = {"context_numbers", "counter_value", "counter_ms"}
+_SIZES = {1: ("hidden", "context"), 2: ("hidden", "context", "numbers", "counters")}
 
 
 class RowFormat:
@@ -27,24 +33,25 @@ class RowFormat:
 
     def __init__(self, shape: RowShape) -> None:
         self.shape = shape
-        head = [("magic", "<u2"), ("version", "u1"), ("fields", "u1"), ("hidden_size", "<u2"), ("context_size", "<u2")]
-        columns = [(name, DTYPES[name], shape.dimensions(name)) for name in _COLUMNS]
-        self._head = np.dtype([*head, *columns, ("tail", "<u4")])
-        self._first_ms_at = self._head.fields["first_ms"][1]  # type: ignore[index]
+        self._heads = {version: _head(version, shape) for version in _SIZES}
 
     def encode(self, rows: SessionRows) -> list[bytes]:
         """One byte string a row."""
-        packed = np.zeros(len(rows), self._head)
+        head = self._heads[VERSION]
+        packed = np.zeros(len(rows), head)
         packed["magic"], packed["version"], packed["fields"] = MAGIC, VERSION, self.shape.fields
-        packed["hidden_size"], packed["context_size"] = self.shape.hidden, self.shape.context
+        for name in _SIZES[VERSION]:
+            packed[f"{name}_size"] = getattr(self.shape, name)
         for name in _COLUMNS:
             packed[name] = getattr(rows, name)
-        whole, width = packed.tobytes(), self._head.itemsize
-        heads = (whole[at : at + width] for at in range(0, len(whole), width))
-        return [head + crc32(head).to_bytes(4, "little") for head in heads]
+        tails = [_tail(held) if held else b"" for held in rows.held.tolist()]
+        packed["tail"] = [len(tail) for tail in tails]
+        whole, width = packed.tobytes(), head.itemsize
+        values = (whole[at * width : (at + 1) * width] + tail for at, tail in enumerate(tails))
+        return [value + crc32(value).to_bytes(4, "little") for value in values]
 
     def decode(self, values: Sequence[bytes]) -> SessionRows:
-        """Rows of byte strings.
+        """Rows of byte strings, of any version that is read.
 
         Raises
         ------
@@ -55,24 +62,57 @@ class RowFormat:
         """
         for value in values:
             self.check(value)
-        width = self._head.itemsize
-        packed = np.frombuffer(b"".join(v[:width] for v in values), self._head)
-        return SessionRows(*(np.array(packed[name]) for name in _COLUMNS))
+        rows = SessionRows.empty(len(values), self.shape)
+        for version, head in self._heads.items():
+            mine = np.array([i for i, value in enumerate(values) if value[2] == version], np.intp)
+            width = head.itemsize
+            packed = np.frombuffer(b"".join(values[i][:width] for i in mine.tolist()), head)
+            for name in _COLUMNS:
+                if version > 1 or name not in _SINCE_2:
+                    getattr(rows, name)[mine] = packed[name]
+            for i in mine[packed["tail"] > 0].tolist():
+                rows.held[i] = _held(values[i][width:-4])
+        return rows
 
     def first_ms(self, value: bytes) -> int:
         """Time of the first event of an encoded row, which is not checked."""
-        return int.from_bytes(value[self._first_ms_at : self._first_ms_at + 8], "little")
+        at: int = self._heads[value[2]].fields["first_ms"][1]  # type: ignore[index]
+        return int.from_bytes(value[at : at + 8], "little")
 
     def check(self, value: bytes) -> None:
         """Return if a row can be decoded; errors as `decode`."""
-        if len(value) < _LEAST or crc32(value[:-4]) != int.from_bytes(value[-4:], "little"):
+        if len(value) < _LEAST[1] or crc32(value[:-4]) != int.from_bytes(value[-4:], "little"):
             message = "a saved session row fails its check"
             raise DamagedStateError(message)
-        if value[2] != VERSION:
-            message = f"a saved session row has format {value[2]}, this version reads {VERSION}: upgrade offbeat"
+        version = value[2]
+        if version not in self._heads:
+            message = f"a saved session row has format {version}, this version reads up to {VERSION}: upgrade offbeat"
             raise StateError(message)
-        found = RowShape(int.from_bytes(value[4:6], "little"), int.from_bytes(value[6:8], "little"), value[3])
+        sizes = {n: int.from_bytes(value[4 + 2 * i : 6 + 2 * i], "little") for i, n in enumerate(_SIZES[version])}
+        found = RowShape(fields=value[3], **sizes)
         if found != self.shape:
             message = f"a saved session row was written for {found}, the config says {self.shape}"
             raise StateError(message)
-        assert len(value) >= self._head.itemsize + 4, "a whole row of this shape has this width"
+        assert len(value) >= self._heads[version].itemsize + 4, "a whole row of this shape has this width"
+
+
+def _head(version: int, shape: RowShape) -> np.dtype[Any]:
+    known = [("magic", "<u2"), ("version", "u1"), ("fields", "u1"), *((f"{n}_size", "<u2") for n in _SIZES[version])]
+    names = [name for name in _COLUMNS if version > 1 or name not in _SINCE_2]
+    columns = [(name, DTYPES[name], shape.dimensions(name)) for name in names]
+    return np.dtype([*known, *columns, ("tail", "<u4")])
+
+
+def _tail(held: bytes) -> bytes:
+    return bytes([_HELD]) + len(held).to_bytes(4, "little") + held
+
+
+def _held(tail: bytes) -> bytes:
+    """The part of a tail that says what is held back."""
+    at = 0
+    while at < len(tail):
+        tag, length = tail[at], int.from_bytes(tail[at + 1 : at + 5], "little")
+        if tag == _HELD:
+            return tail[at + 5 : at + 5 + length]
+        at += 5 + length
+    return NOTHING_HELD

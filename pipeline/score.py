@@ -21,7 +21,7 @@ from pipeline.errors import UsageError
 from pipeline.outputs import Emitter, Json, Place, message_id
 from pipeline.serving import make_live_decoder, make_parts
 from pipeline.settings import Settings
-from pipeline.slices import process_slice
+from pipeline.slices import Processed, process_slice
 from pipeline.store import RowStore
 
 CHUNK = 4_096  # lines in one slice; any other number gives the same verdicts
@@ -103,6 +103,7 @@ class _Partition:
     emitter: Emitter
     store: RowStore
     state: PartitionState = field(default_factory=lambda: PartitionState(0))
+    waiting: dict[int, int] = field(default_factory=dict)  # lines of records without a verdict yet, by offset
 
 
 class Scorer:
@@ -120,28 +121,22 @@ class Scorer:
             by_place.setdefault(line.place, []).append(position)
         verdicts: list[list[Json]] = [[] for _ in lines]
         for place, positions in by_place.items():
-            records = [lines[p] for p in positions]
+            records, partition = [lines[p] for p in positions], self._partition(place)
             events = self._decoder.decode(records, check_key=False)
-            for seen, verdict in self._process(self._partition(place), events):
-                where = positions[events.index[max(seen, 0)]]
-                verdicts[where].append(_numbered(verdict, lines[where].number))
+            partition.waiting |= {records[i].offset: records[i].number for i in events.index.tolist()}
+            done = self._process(partition, events)
+            for seen, verdict in self._decisions(partition, done):
+                released = done.verdicts.events
+                where = positions[released.index[max(seen, 0)] if len(released) else -1]
+                verdicts[where].append(_numbered(verdict, partition, lines[where].number))
+            for i in done.verdicts.duplicates.tolist():
+                line = records[i]
+                partition.waiting.pop(line.offset, None)
+                verdicts[positions[i]].append(self._unscored(line, "duplicate"))
             for reject in events.rejects:
                 line = records[reject.index]
-                verdicts[positions[reject.index]].append(
-                    {
-                        "type": "record",
-                        "id": message_id(self._name, place, line.offset, "record"),
-                        "line": line.number,
-                        "session": None,
-                        "time_ms": None,
-                        "score": None,
-                        "p_value": None,
-                        "anomaly": False,
-                        "status": "dead_letter",
-                        "reason": reject.error.reason,
-                        "detail": str(reject.error),
-                    }
-                )
+                why = {"reason": reject.error.reason, "detail": str(reject.error)}
+                verdicts[positions[reject.index]].append(self._unscored(line, "dead_letter") | why)
         for found in verdicts:
             yield from found
 
@@ -149,27 +144,38 @@ class Scorer:
         """End the sessions still open, as `input`: the file is over."""
         nothing = self._decoder.decode([], check_key=False)
         for partition in self._partitions.values():
-            for _, verdict in self._process(partition, nothing, closing=partition.store.open_names()):
-                yield verdict
+            done = self._process(partition, nothing, closing=partition.store.open_names())
+            for _, verdict in self._decisions(partition, done):
+                yield _numbered(verdict, partition) if verdict["type"] == "record" else verdict
 
     def _partition(self, place: Place) -> _Partition:
         if place not in self._partitions:
             parts = make_parts(self._settings, self._name, self._learned)
-            store = RowStore(parts.shape, parts.rules.gap_ms)
+            store = RowStore(parts.shape, parts.rules)
             self._partitions[place] = _Partition(Emitter(parts, place, 1.0), store)
         return self._partitions[place]
 
-    def _process(
-        self, partition: _Partition, events: Events, closing: list[str] | None = None
-    ) -> Iterator[tuple[int, Json]]:
+    def _process(self, partition: _Partition, events: Events, closing: list[str] | None = None) -> Processed:
         done = process_slice(partition.store, events, partition.state, partition.emitter.parts, closing=closing)
         assert done is not None, "a store without a bound has room"
         partition.state = done.state
-        yield from partition.emitter.decisions(done.verdicts, done.names, done.rows)
+        return done
+
+    def _decisions(self, partition: _Partition, done: Processed) -> Iterator[tuple[int, Json]]:
+        return partition.emitter.decisions(done.verdicts, done.names, done.rows)
+
+    def _unscored(self, line: Line, status: str) -> Json:
+        return {
+            "type": "record", "id": message_id(self._name, line.place, line.offset, "record"), "line": line.number,
+            "session": None, "time_ms": None, "score": None, "p_value": None, "anomaly": False, "status": status,
+        }  # fmt: skip
 
 
-def _numbered(verdict: Json, line: int) -> Json:
+def _numbered(verdict: Json, partition: _Partition, seen_at: int | None = None) -> Json:
     """The verdict with its line; the order of keys is for people who read the file."""
+    line = seen_at
+    if verdict["type"] == "record":
+        line = partition.waiting.pop(int(verdict["id"].rsplit("/", 2)[1]))
     return {"type": verdict["type"], "id": verdict["id"], "line": line, **verdict}
 
 

@@ -11,13 +11,15 @@ _NAMED = 5  # sessions named in a line
 
 
 def sentence_of(what: str, message: Json) -> str:
-    """One line for a message of the topic `anomalies`, `decisions`, `dead-letters` or `drift`."""
+    """One line for a message of the topic `anomalies`, `decisions`, `dead-letters`, `late` or `drift`."""
     if what == "dead-letters":
         source = message["source"]
         return f"{source['topic']}/{source['partition']}/{source['offset']}  {message['reason']}: {message['detail']}"
     if what == "drift":
         return f"{_moment(message['detected_ms'])}  {message['stream']}  {_changed(message)}"
     when = _moment(message["time_ms"])
+    if what == "late":
+        return f"{when}  {message['stream']}  {message['session']}  {message['behind_ms'] / 1000:,.1f} s behind"
     why = why_of(message) if what == "anomalies" else _judged(message)
     return f"{when}  {message['stream']}  {message['session']}  {why}"
 

@@ -15,7 +15,7 @@ from features.certificate import certify
 from features.decode import Decoder
 from features.masking import Masker, make_masker
 from features.messages import MessageReader
-from features.sessions import SessionRules
+from features.sessions import NEVER_MS, SessionRules
 from features.templates import Templates
 from features.text_lines import LineReader
 from features.tokens import TokenEncoder, Vocabulary
@@ -33,6 +33,7 @@ def make_decoder(
     return Decoder(
         stream.session.by, stream.time, stream.tokens, stream.session.end_when, stream.message,
         read_messages=read_messages, text=_line_reader(stream), masker=_masker(settings, name),
+        event_id=stream.duplicates.id, max_ahead_ms=stream.late.max_ahead,
     )  # fmt: skip
 
 
@@ -95,11 +96,22 @@ def make_parts(settings: Settings, name: str, learned: Learned | None) -> Parts:
         topic=stream.topic,
         fields=stream.fields,
         shape=RowShape(stream.model.hidden, stream.model.context, len(stream.fields)),
-        rules=SessionRules(_gap_ms(settings, stream), stream.session.max_events),
+        rules=_rules(settings, stream),
         rate=stream.promise.false_alarm_rate,
         encoder=TokenEncoder(len(stream.fields), None if learned is None else learned.vocabulary),
         learned=learned,
+        remembered=0 if stream.duplicates.id is None else stream.duplicates.remember,
+        sends_late=stream.late.send,
     )
+
+
+def _rules(settings: Settings, stream: StreamSettings) -> SessionRules:
+    session, late = stream.session, stream.late
+    return SessionRules(
+        gap_ms=_gap_ms(settings, stream), max_events=session.max_events,
+        max_duration_ms=NEVER_MS if session.max_duration is None else session.max_duration,
+        reorder_ms=late.reorder, reorder_events=late.reorder_events, allowed_ms=late.allowed,
+    )  # fmt: skip
 
 
 def load_serving(settings: Settings, name: str, bundle: Path | None = None) -> Learned | None:
@@ -130,12 +142,19 @@ def _gap_ms(settings: Settings, stream: StreamSettings) -> int:
 def state_fingerprint(settings: Settings, name: str) -> str:
     """Sixteen hex digits that change when the section changes in a way that alters saved rows."""
     stream = settings.stream(name)
-    session = stream.session.model_dump(mode="json", exclude={"idle"}) | {"gap": _gap_ms(settings, stream)}
-    parts = {
+    excluded = {"idle"} | ({"max_duration"} if stream.session.max_duration is None else set())
+    session = stream.session.model_dump(mode="json", exclude=excluded) | {"gap": _gap_ms(settings, stream)}
+    parts: dict[str, Any] = {
         "session": session, "tokens": stream.fields, "time": stream.time,
         "core": stream.model.core, "hidden": stream.model.hidden, "context": stream.model.context,
     }  # fmt: skip
     # Only where they are used, so that rows of streams without them stay as they are.
+    if stream.late.reorder:
+        parts["reorder"] = [stream.late.reorder, stream.late.reorder_events]
+    if stream.late.allowed is not None:
+        parts["allowed"] = stream.late.allowed
+    if stream.duplicates.id is not None:
+        parts["duplicates"] = stream.duplicates.model_dump()
     parts |= _reading(settings, name)
     return _digest_of(parts)
 

@@ -11,6 +11,7 @@ from zlib import crc32
 
 from detectors.parts import Learned, Parts
 from detectors.rows import NO_BUNDLE, NO_OFFSET, SessionRows
+from features.event_order import unpack_held
 from features.tokens import RESERVED
 from pipeline.changelog import Written
 from pipeline.errors import StateError, UsageError
@@ -67,9 +68,10 @@ def describe(session: str, written: Written, changelog: str, parts: Parts, bundl
         "session": session,
         "open": True,
         "events": int(rows.events[0]),
+        "waiting": len(unpack_held(rows.held[0])),
         "first_ms": int(rows.first_ms[0]),
         "last_ms": last_ms,
-        "due_ms": last_ms + parts.rules.gap_ms,
+        "due_ms": int(rows.due_ms(parts.rules)[0]),
         "max_events": parts.rules.max_events,
         "worst_record": {"score": worst, "offset": None if worst_offset == NO_OFFSET else worst_offset}
         if math.isfinite(worst)
@@ -88,8 +90,9 @@ def in_words(described: Json) -> Iterator[str]:
     """Lines for people of what `describe` gave."""
     applied, log, bundle, worst = (described[k] for k in ("applied", "changelog", "bundle", "worst_record"))
     place = f"{applied['topic']}/{applied['partition']}"
+    waiting = f", and {described['waiting']:,} that wait to be put in order" if described["waiting"] else ""
     yield f"Session {described['session']} of stream {described['stream']} is open."
-    events = f"{described['events']:,}, at {described['max_events']:,} it is ended"
+    events = f"{described['events']:,}, at {described['max_events']:,} it is ended{waiting}"
     worst_at = "" if worst is None or worst["offset"] is None else f" at {place}/{worst['offset']}"
     for label, text in {
         "events": events,

@@ -44,7 +44,6 @@ LATER_KEYS = {
     "alerts": "alert receivers and routes",
     "device": "scoring on a GPU",
     "runtime": "a choice of runtime",
-    "streams.*.late": "lateness and reordering",
     "streams.*.numbers": "numeric fields",
     "streams.*.segment": "segments",
     "streams.*.window": "metric windows",
@@ -132,6 +131,44 @@ class SessionSettings(_Section):
         default_factory=dict, description="An event with all of these field values is its session's last."
     )
     max_events: int = Field(10_000, ge=2, description="A session of this many events is ended.")
+    max_duration: DurationMs | None = Field(
+        None, ge=1, description="A session is ended so long after its first event, in event time. Absent: never."
+    )
+
+
+class LateSettings(_Section):
+    """What becomes of events out of order and of clocks that are wrong."""
+
+    allowed: DurationMs | None = Field(
+        None, ge=0,
+        description="A record further behind its session's latest event, or so old that its session would be over at "
+        "once, is late: scored without stepping the session, never an anomaly. Absent: no record is late.",
+    )  # fmt: skip
+    send: bool = Field(False, description="Send late records to the late topic, and write no decision on them.")
+    reorder: DurationMs = Field(
+        0, ge=0, le=3_600_000,
+        description="Events wait until the partition has seen an event so much newer, and are scored in the order of "
+        "their times, session by session. Verdicts come that much later.",
+    )  # fmt: skip
+    reorder_events: int = Field(
+        16, ge=1, le=256, description="Events of a session that wait at most; the earliest of more goes on at once."
+    )
+    max_ahead: DurationMs = Field(
+        3_600_000, ge=0,
+        description="A time field so far ahead of the record's Kafka timestamp is not believed: that timestamp is "
+        "taken. So one wrong clock does not end all sessions.",
+    )  # fmt: skip
+
+
+class DuplicateSettings(_Section):
+    """Which events came twice."""
+
+    id: str | None = Field(
+        None, description="Field that names each event. One whose id was seen lately is dropped and counted."
+    )
+    remember: int = Field(
+        4_096, ge=1, le=16_384, description="Ids remembered by each partition: the last ones, in the order of arrival."
+    )
 
 
 class ModelSettings(_Section):
@@ -189,6 +226,8 @@ class StreamSettings(_Section):
         description="Fields (or @key) to mask before anything is kept, logged, learned or sent: drop, hash, redact or "
         "{truncate: N}. With any of these, dead letters hold nothing of a record but the reason.",
     )
+    late: LateSettings = LateSettings()
+    duplicates: DuplicateSettings = DuplicateSettings()
     model: ModelSettings = ModelSettings()
     promise: PromiseSettings = PromiseSettings()
 
@@ -212,7 +251,13 @@ class StreamSettings(_Section):
             raise ValueError(message)
         # Refuses what it cannot read.
         text = LineReader(self.pattern) if self.format == "text" else None
-        Decoder(self.session.by, self.time, self.tokens, self.session.end_when, self.message, text=text)
+        Decoder(
+            self.session.by, self.time, self.tokens, self.session.end_when, self.message, text=text,
+            event_id=self.duplicates.id,
+        )  # fmt: skip
+        if self.late.send and self.late.allowed is None:
+            message = "late.send needs late.allowed, which tells what is late; 0s: all that is behind its session"
+            raise ValueError(message)
         return self
 
     @model_validator(mode="after")
@@ -220,7 +265,7 @@ class StreamSettings(_Section):
         from features.masking import covering
 
         rules = self.mask_rules
-        kept = [self.session.by, *self.fields]
+        kept = [self.session.by, *self.fields, *([] if self.duplicates.id is None else [self.duplicates.id])]
         over = {path: covering(rules, path) for path in kept}
         for path in rules.keys() - set(over.values()):
             message = (

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -44,16 +44,18 @@ def process_slice(
         None where the store has no room before a checkpoint; nothing has changed then.
     """
     watermark_ms = max([state.watermark_ms, *events.time_ms.tolist()])
-    timers = store.due(watermark_ms, limit)
+    timers = store.due(watermark_ms - parts.rules.reorder_ms, limit)
     names = list(dict.fromkeys([*events.sessions, *(name for _, name in timers), *(closing or ())]))
     if not store.make_room(names):
         store.postpone(timers)
         return None
     rows = store.take(names)
+    is_touched = np.arange(len(names)) < len(events.sessions)
+    events = replace(events, sessions=names)
     verdicts, after, state = process_batch(events, rows, state, parts, close_all=closing is not None)
     # Sessions that were only looked at, because a timer was set before they went on, are as they were.
-    is_touched = np.arange(len(names)) < len(events.sessions)
-    touched = np.flatnonzero(is_touched | (after.events == 0))
+    is_touched |= ~after.is_open | (after.held != rows.held)
+    touched = np.flatnonzero(is_touched)
     store.put([names[i] for i in touched.tolist()], after.take(touched))
     place = {name: i for i, name in enumerate(names)}
     store.rearm(timers, after.take(np.array([place[name] for _, name in timers], np.intp)))

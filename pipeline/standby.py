@@ -36,7 +36,7 @@ class _Standby:
     def __init__(self, context: StreamContext, partition: int) -> None:
         parts = context.make_parts()
         self.context, self.partition = context, partition
-        self._rows, self._gap_ms = RowFormat(parts.shape), parts.rules.gap_ms
+        self._rows, self._lead_ms = RowFormat(parts.shape), parts.rules.lead_ms
         self.cold = ColdRows(context.rows_of(partition), context.memory)
 
     def write(self, polled: Polled) -> None:
@@ -52,7 +52,7 @@ class _Standby:
         return max(self.cold.position, low)
 
     def _first_due_ms(self, row: bytes) -> int:
-        return self._rows.first_ms(row) + self._gap_ms
+        return self._rows.first_ms(row) + self._lead_ms
 
 
 class Standbys:

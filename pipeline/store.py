@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from detectors.rows import RowShape, SessionRows
+from features.sessions import SessionRules
 from pipeline.cold_rows import ColdRows, Timer, session_key
 from pipeline.row_format import RowFormat
 from pipeline.timers import Timers
@@ -38,8 +39,8 @@ class RowStore:
     ----------
     shape
         Width of a row.
-    gap_ms
-        After which silence a session is due.
+    rules
+        When sessions are due.
     capacity
         Hot rows at most; None for no bound, which needs no RocksDB (files).
     cold
@@ -49,13 +50,13 @@ class RowStore:
     """
 
     def __init__(
-        self, shape: RowShape, gap_ms: int, capacity: int | None = None, cold: ColdRows | None = None,
+        self, shape: RowShape, rules: SessionRules, capacity: int | None = None, cold: ColdRows | None = None,
         open_sessions: int = 0,
     ) -> None:  # fmt: skip
         self.format = RowFormat(shape)
         self.capacity = capacity
         self.open_sessions = open_sessions  # hot and cold
-        self._cold, self._gap_ms = cold, gap_ms
+        self._cold, self._rules = cold, rules
         size = _GROWTH if capacity is None else min(capacity, _GROWTH)
         self._rows = SessionRows.empty(size, shape)
         self._names: list[str | None] = [None] * size
@@ -102,8 +103,8 @@ class RowStore:
         return rows
 
     def put(self, names: Sequence[str], rows: SessionRows) -> None:
-        """Write rows back; those with no events have ended and go."""
-        is_open = rows.events > 0
+        """Write rows back; those that are not open have ended and go."""
+        is_open = rows.is_open
         slots = np.empty(len(names), np.intp)
         for i, (name, stays) in enumerate(zip(names, is_open.tolist(), strict=True)):
             if stays:
@@ -112,10 +113,13 @@ class RowStore:
             else:
                 self._end(name)
         kept, rows = slots[is_open], rows.take(np.flatnonzero(is_open))
-        # Later events need no later timer. A session that opens does, also one whose name was open until just now.
-        opens = np.flatnonzero(self._rows.first_ms[kept] != rows.first_ms)
-        due_ms = (rows.last_ms[opens] + self._gap_ms).tolist()
-        for slot, due in zip(kept[opens].tolist(), due_ms, strict=True):
+        # Later events need no later timer. A session that opens does, also one whose name was open until just now, and
+        # one whose earliest event that waits is another.
+        new = self._rows.first_ms[kept] != rows.first_ms
+        if self._rules.reorder_ms:
+            new |= rows.held.astype(np.bool_) & (rows.held != self._rows.held[kept])
+        due_ms = rows.due_ms(self._rules)[new].tolist()
+        for slot, due in zip(kept[new].tolist(), due_ms, strict=True):
             self._timers.set(self._name(slot), due)
         self._rows.put(kept, rows)
         self._dirty[kept] = True
@@ -145,13 +149,13 @@ class RowStore:
     def rearm(self, timers: Sequence[Timer], rows: SessionRows) -> None:
         """Set timers anew for those sessions, given their rows after looking, that turned out not to be due."""
         self._timers.done(timers)
-        gap_ms = self._gap_ms
-        for (due_ms, name), events, first_ms, last_ms in zip(
-            timers, rows.events.tolist(), rows.first_ms.tolist(), rows.last_ms.tolist(), strict=True
+        lead_ms = self._rules.lead_ms
+        for (due_ms, name), is_open, first_ms, next_ms in zip(
+            timers, rows.is_open.tolist(), rows.first_ms.tolist(), rows.due_ms(self._rules).tolist(), strict=True
         ):
             # One due before the session can be is void: it belonged to an earlier session of that name.
-            if events > 0 and due_ms >= first_ms + gap_ms:
-                self._timers.set(name, last_ms + gap_ms)
+            if is_open and due_ms >= first_ms + lead_ms:
+                self._timers.set(name, next_ms)
         if self._cold is None and len(self._timers) + len(self._ended) > 3 * len(self._slots) + _GROWTH:
             self._timers.drop(self._ended)  # mostly void by now
             self._ended.clear()

@@ -59,7 +59,9 @@ class RecordDecision(_Message):
     score: Score
     p_value: PValue
     anomaly: bool
-    status: Literal["ok", "warming_up"]
+    status: Literal["ok", "warming_up", "late"] = Field(
+        description="late: too far behind its session to step it; never an anomaly."
+    )
 
 
 class SessionDecision(_Message):
@@ -142,6 +144,19 @@ class DeadLetter(_Message):
     detected_ms: int
 
 
+class LateRecord(_Message):
+    """A record too far behind its session, where the stream sends these away (`late.send`)."""
+
+    id: str = Field(description="stream/topic/partition/offset/late: the same after a restart or a replay.")
+    stream: str
+    session: str
+    time_ms: TimeMs
+    behind_ms: int = Field(description="How far behind the partition's newest event it was when its turn came.")
+    observed: dict[str, str | None] = Field(description="What came, per field.")
+    source: Source
+    detected_ms: int = Field(description="When the worker saw it, by its own clock; differs between deliveries.")
+
+
 class Drift(_Message):
     """Something changed that is not about one record. Later versions add types for changed distributions."""
 
@@ -174,6 +189,7 @@ MESSAGES: dict[str, tuple[type[_Message], ...]] = {
     "anomalies": (RecordAnomaly, SessionAnomaly),
     "decisions": (RecordDecision, SessionDecision),
     "dead-letters": (DeadLetter,),
+    "late": (LateRecord,),
     "drift": (Drift,),
     "controls": (DeleteSession,),
 }

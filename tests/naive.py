@@ -21,6 +21,7 @@ class Event:
     time_ms: int
     tokens: tuple[str | None, ...]
     is_end: bool
+    id: str | None = None
 
 
 @dataclass
@@ -43,59 +44,117 @@ class Partition:
 
     watermark_ms: int = -1
     rows: dict[str, Row] = field(default_factory=dict)
-    none_due_before_ms: float = math.inf  # no open session's gap is over before that; spares looking at all of them
+    waiting: dict[str, list[Event]] = field(default_factory=dict)
+    recent: list[str] = field(default_factory=list)  # ids of the last events
+    none_due_before_ms: float = -math.inf  # nothing is due before that; spares looking at all sessions
 
 
 Verdict = dict[str, Any]
 
 
 def process_one(event: Event, partition: Partition, parts: Parts) -> list[Verdict]:
-    """All verdicts that one event brings: sessions its time ends, its own, its session's end."""
-    verdicts = []
+    """All verdicts that one event brings: whatever its time makes due, then its own, if it need not wait."""
+    rules, verdicts = parts.rules, []
+    if event.id is not None and parts.remembered:
+        if event.id in partition.recent:
+            return []
+        partition.recent = [*partition.recent, event.id][-parts.remembered :]
+    passed = partition.watermark_ms - rules.reorder_ms
     partition.watermark_ms = max(partition.watermark_ms, event.time_ms)
-    if partition.none_due_before_ms < partition.watermark_ms:
-        for name, row in list(partition.rows.items()):
-            if row.last_ms + parts.rules.gap_ms < partition.watermark_ms:
-                verdicts.append(end_session(name, "gap", partition, parts))
-        last = min((row.last_ms for row in partition.rows.values()), default=math.inf)
-        partition.none_due_before_ms = last + parts.rules.gap_ms
-    row = partition.rows.get(event.session)
+    watermark = partition.watermark_ms - rules.reorder_ms
+    waiting = sorted([*partition.waiting.get(event.session, []), event], key=lambda e: (e.time_ms, e.offset))
+    while waiting and (waiting[0].time_ms <= watermark or len(waiting) > rules.reorder_events):
+        first = waiting.pop(0)
+        verdicts += take(first, max(first.time_ms, passed), partition, parts)
+    partition.waiting.pop(event.session, None)
+    if waiting:
+        partition.waiting[event.session] = waiting
+        partition.none_due_before_ms = min(partition.none_due_before_ms, waiting[0].time_ms - 1)
+    if partition.none_due_before_ms < watermark:
+        for name in {**partition.rows, **partition.waiting}:
+            verdicts += look_at(name, watermark, partition, parts)
+        due = [over_ms(row, parts) for row in partition.rows.values()]
+        due += [held[0].time_ms - 1 for held in partition.waiting.values()]
+        partition.none_due_before_ms = min(due, default=math.inf)
+    return verdicts
+
+
+def look_at(name: str, watermark: float, partition: Partition, parts: Parts) -> list[Verdict]:
+    """Release the events of a session that need not wait any more, and end it if it is over."""
+    verdicts, waiting = [], partition.waiting.get(name, [])
+    while waiting and waiting[0].time_ms <= watermark:
+        event = waiting.pop(0)
+        verdicts += take(event, event.time_ms, partition, parts)
+    if not waiting:
+        partition.waiting.pop(name, None)
+    if name in partition.rows and over_ms(partition.rows[name], parts) < watermark:
+        verdicts.append(end_over(name, partition, parts))
+    return verdicts
+
+
+def over_ms(row: Row, parts: Parts) -> int:
+    """After which watermark a session is over."""
+    return min(row.last_ms + parts.rules.gap_ms, row.first_ms + parts.rules.max_duration_ms)
+
+
+def end_over(name: str, partition: Partition, parts: Parts) -> Verdict:
+    """End a session that is over, by silence or by duration."""
+    row, rules = partition.rows[name], parts.rules
+    silent = row.last_ms + rules.gap_ms <= row.first_ms + rules.max_duration_ms
+    return end_session(name, "gap" if silent else "limit", partition, parts)
+
+
+def take(event: Event, watermark: int, partition: Partition, parts: Parts) -> list[Verdict]:
+    """Score an event, and step its session unless it comes too late."""
+    verdicts, rules, name = [], parts.rules, event.session
+    if name in partition.rows and over_ms(partition.rows[name], parts) < watermark:
+        verdicts.append(end_over(name, partition, parts))
+    row = partition.rows.get(name)
     opens = row is None
     if row is None:
-        row = partition.rows[event.session] = Row(np.zeros(parts.shape.hidden, np.float32), first_ms=event.time_ms)
-    gap_ms = 0 if opens else max(0, event.time_ms - row.last_ms)
-    score = math.nan
-    if parts.learned is not None:
-        ids = [
-            words.index(text) + 2 if text in words else (1 if text is None else 0)
-            for words, text in zip(parts.learned.vocabulary.tokens, event.tokens, strict=True)
-        ]
-        scores = parts.learned.model.score_and_step(
-            np.array([0], np.int8), np.array([0], np.int32), np.array([0], np.int32), np.array([opens]),
-            np.array([ids], np.int32), np.array([math.log1p(gap_ms / 1000.0)], np.float32), row.hidden[None],
-        )  # fmt: skip
-        row.hidden = scores.hidden[0]
-        total = np.float32(0)
-        for nats in scores.surprise[0]:
-            total = np.float32(total + nats)
-        score = total
-        if total > row.worst:
-            row.worst, row.worst_offset = total, event.offset
+        row = Row(np.zeros(parts.shape.hidden, np.float32), first_ms=event.time_ms)
+    late = False
+    if rules.allowed_ms is not None:
+        oldest = watermark - min(rules.gap_ms, rules.max_duration_ms) if opens else row.last_ms - rules.allowed_ms
+        late = event.time_ms < oldest
+    gap_ms = 0 if opens or late else max(0, event.time_ms - row.last_ms)
+    score, hidden = score_of(event, row.hidden, gap_ms, parts, opens=opens)
+    decided = {"kind": "record", "offset": event.offset, "session": name, "late": late}
+    if late:
+        return [*verdicts, decided | judge(score, parts, "records") | {"anomaly": False}]
+    partition.rows[name] = row
+    row.hidden = hidden
+    if score > row.worst:
+        row.worst, row.worst_offset = score, event.offset
     row.events += 1
     row.last_ms = max(row.last_ms, event.time_ms)
-    partition.none_due_before_ms = min(partition.none_due_before_ms, row.last_ms + parts.rules.gap_ms)
+    partition.none_due_before_ms = min(partition.none_due_before_ms, over_ms(row, parts))
     row.applied = event.offset
     row.context = [*row.context, (event.time_ms, tuple(map(stable_hash, event.tokens)))][-parts.shape.context :]
-    verdicts.append(
-        {"kind": "record", "offset": event.offset, "session": event.session, **judge(score, parts, "records")}
-    )
+    verdicts.append(decided | judge(score, parts, "records"))
     if event.is_end:
-        verdicts.append(end_session(event.session, "event", partition, parts))
-    elif row.events >= parts.rules.max_events:
-        verdicts.append(end_session(event.session, "limit", partition, parts))
-    elif row.last_ms + parts.rules.gap_ms < partition.watermark_ms:  # so late that it is over as soon as it began
-        verdicts.append(end_session(event.session, "gap", partition, parts))
+        verdicts.append(end_session(name, "event", partition, parts))
+    elif row.events >= rules.max_events:
+        verdicts.append(end_session(name, "limit", partition, parts))
     return verdicts
+
+
+def score_of(event: Event, hidden: np.ndarray, gap_ms: int, parts: Parts, *, opens: bool) -> tuple[float, np.ndarray]:
+    """Surprise of an event under a state, and the state after it."""
+    if parts.learned is None:
+        return math.nan, hidden
+    ids = [
+        words.index(text) + 2 if text in words else (1 if text is None else 0)
+        for words, text in zip(parts.learned.vocabulary.tokens, event.tokens, strict=True)
+    ]
+    scores = parts.learned.model.score_and_step(
+        np.array([0], np.int8), np.array([0], np.int32), np.array([0], np.int32), np.array([opens]),
+        np.array([ids], np.int32), np.array([math.log1p(gap_ms / 1000.0)], np.float32), hidden[None],
+    )  # fmt: skip
+    total = np.float32(0)
+    for nats in scores.surprise[0]:
+        total = np.float32(total + nats)
+    return total, scores.hidden[0]
 
 
 def end_session(name: str, how: str, partition: Partition, parts: Parts) -> Verdict:

@@ -97,7 +97,7 @@ async def _replay(stack: Stack, folder: Path) -> float:
     replays: list[Replay] = await asyncio.gather(
         *(
             recovery.restore(
-                cold, changelog_topic(settings, STREAM), p, RowFormat(parts.shape), parts.rules.gap_ms, lambda _: None
+                cold, changelog_topic(settings, STREAM), p, RowFormat(parts.shape), parts.rules.lead_ms, lambda _: None
             )
             for p, cold in enumerate(colds)
         )

@@ -34,7 +34,7 @@ def as_lines(steps: list[Step]) -> list[Line]:
 
 def explain(steps: list[Step], parts: Parts, cuts: list[int] | None = None) -> dict[str, Any]:
     """Every anomaly of the stream by id, with its explanation."""
-    store, state, emitter = RowStore(parts.shape, parts.rules.gap_ms), PartitionState(0), Emitter(parts, PLACE, 1.0)
+    store, state, emitter = RowStore(parts.shape, parts.rules), PartitionState(0), Emitter(parts, PLACE, 1.0)
     lines, out = as_lines(steps), {}
     bounds = sorted({0, len(lines), *(c for c in cuts or [] if c < len(lines))})
     for low, high in pairwise(bounds):

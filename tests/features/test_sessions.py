@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from features.event_order import NOTHING_HELD, put_in_order
+from features.events import Events
 from features.sessions import (
     END_EVENT,
     END_GAP,
     END_INPUT,
     END_LIMIT,
+    LATE,
     NO_WATERMARK,
     STEP,
     SessionClocks,
@@ -31,16 +35,19 @@ streams = st.lists(
 
 def walk(
     events: list[tuple[int, int, bool]], clocks: SessionClocks | None = None, watermark_ms: int = NO_WATERMARK, *,
-    sessions: int = 4, close_all: bool = False,
+    sessions: int = 4, close_all: bool = False, rules: SessionRules = RULES,
 ) -> Walk:  # fmt: skip
     """Walk (session, time, is end) triples."""
     session, time_ms, ends = zip(*events, strict=True) if events else ((), (), ())
     nothing = np.zeros(sessions, np.int64)
-    return walk_sessions(
-        np.array(session, np.int32), np.array(time_ms, np.int64), np.array(ends, np.bool_),
-        SessionClocks(nothing, nothing, nothing) if clocks is None else clocks,
-        watermark_ms, RULES, close_all=close_all,
+    made = Events(
+        np.arange(len(events), dtype=np.int32), np.arange(len(events)), np.array(time_ms, np.int64),
+        np.array(session, np.int32), [], [], np.array(ends, np.bool_), [], 0, None,
     )  # fmt: skip
+    ordered = put_in_order(made, np.full(sessions, NOTHING_HELD, object), watermark_ms, rules, close_all=close_all)
+    return walk_sessions(
+        ordered, SessionClocks(nothing, nothing, nothing) if clocks is None else clocks, rules, close_all=close_all
+    )
 
 
 def as_times(steps: list[tuple[int, int, bool]]) -> list[tuple[int, int, bool]]:
@@ -69,6 +76,26 @@ def test_each_way_to_end() -> None:
     assert ends_of(walk([(0, 0, False), (0, 101, False)])) == [(0, END_GAP, 1)]
     assert ends_of(walk([(0, 0, False)], close_all=True)) == [(0, END_INPUT, 1)]
     assert ends_of(walk([(0, 0, False), (1, 500, False)], close_all=True)) == [(0, END_GAP, 1), (1, END_INPUT, 1)]
+
+
+def test_a_session_lasts_no_longer_than_its_duration() -> None:
+    """It ends by whichever comes first, silence or duration, and the next event begins another."""
+    rules = replace(RULES, max_duration_ms=150)
+    assert ends_of(walk([(0, 0, False), (0, 90, False), (0, 150, False)], rules=rules)) == []
+    assert ends_of(walk([(0, 0, False), (0, 90, False), (0, 151, False)], rules=rules)) == [(0, END_LIMIT, 2)]
+    assert ends_of(walk([(0, 0, False), (0, 90, False), (1, 160, False)], rules=rules)) == [(0, END_LIMIT, 2)]
+    assert ends_of(walk([(0, 0, False), (0, 40, False), (1, 200, False)], rules=rules)) == [(0, END_GAP, 2)]
+
+
+def test_late_events_neither_open_nor_step_nor_end() -> None:
+    """One behind its session by more than is allowed, and one whose session would be over at once."""
+    rules = replace(RULES, allowed_ms=10)
+    walked = walk([(0, 100, False), (0, 90, False), (0, 89, True), (0, 120, False)], rules=rules)
+    assert walked.kind.tolist() == [STEP, STEP, LATE, STEP]
+    assert walked.clocks.events[0] == 3
+    walked = walk([(0, 500, False), (1, 399, True), (2, 400, False)], rules=rules)
+    assert walked.kind.tolist() == [STEP, LATE, STEP]
+    assert (walked.first.tolist(), walked.opens.tolist()) == ([True, True, True], [True, False, True])
 
 
 def test_the_fourth_event_can_be_the_end_event() -> None:
@@ -105,7 +132,6 @@ def test_the_walk_is_the_obvious_loop(steps: list[tuple[int, int, bool]]) -> Non
         expected.append((s, END_GAP, open_.pop(s)[0]))
     walked = walk(events)
     assert sorted(ends_of(walked)) == sorted(expected)
-    assert walked.watermark_ms == watermark
     assert {s: n for s, n in enumerate(walked.clocks.events.tolist()) if n} == {s: n for s, (n, _) in open_.items()}
 
 
@@ -116,7 +142,7 @@ def test_a_walk_cut_anywhere_ends_the_same_sessions(steps: list[tuple[int, int, 
     events = as_times(steps)
     whole = walk(events)
     before = walk(events[:cut])
-    after = walk(events[cut:], before.clocks, before.watermark_ms)
+    after = walk(events[cut:], before.clocks, max([NO_WATERMARK, *(time_ms for _, time_ms, _ in events[:cut])]))
     assert sorted(ends_of(before) + ends_of(after)) == sorted(ends_of(whole))
     assert before.gap_ms.tolist() + after.gap_ms.tolist() == whole.gap_ms.tolist()
     assert before.first.tolist() + after.first.tolist() == whole.first.tolist()

@@ -56,7 +56,7 @@ def test_topics_are_listed_created_and_deleted(stack: Stack) -> None:
     def listed(*options: str) -> dict[str, dict[str, Any]]:
         return {row["topic"]: row for row in json.loads(stack.run("topics", "--json", *options).stdout)}
 
-    kinds = ("anomalies", "decisions", "dead-letters", "drift", "controls", "orders.changelog")
+    kinds = ("anomalies", "decisions", "dead-letters", "late", "drift", "controls", "orders.changelog")
     ours = {f"{stack.name}.{what}" for what in kinds}
     before = listed()
     assert set(before) == ours | {stack.source}

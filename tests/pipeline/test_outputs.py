@@ -52,7 +52,7 @@ def validate(output: Output) -> Any:
 
 def outputs_of(parts: Parts, sessions: int = 200, sample: float = 1.0, slice_size: int = 500) -> list[Output]:
     """Everything the worker would send for a stream of shopping sessions."""
-    emitter, store, state = Emitter(parts, PLACE, sample), RowStore(parts.shape, parts.rules.gap_ms), PartitionState(0)
+    emitter, store, state = Emitter(parts, PLACE, sample), RowStore(parts.shape, parts.rules), PartitionState(0)
     records = [Given(json.dumps(e).encode(), i) for i, e in enumerate(shop_events(3, sessions))]
     out = []
     for low in range(0, len(records), slice_size):

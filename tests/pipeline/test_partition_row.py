@@ -43,11 +43,11 @@ def test_any_damage_is_found(row: PartitionRow, data: st.DataObject) -> None:
 
 
 def test_the_golden_row() -> None:
-    """Version 2 is read, and is what is written today."""
+    """A row of version 2, from before some of today's keys, is read, and what is written today begins with it."""
     golden = GOLDEN + crc32(GOLDEN).to_bytes(4, "little")
     row = PartitionRow(7, 1_700_000_000_000, 6, 2, "00ff", "ab", "kernel", "t-1", 1, 3)
     assert decode_partition_row(golden) == row
-    assert row.encode() == golden
+    assert row.encode().startswith(GOLDEN.removesuffix(b"}"))
 
 
 def test_keys_of_later_releases_are_passed_over() -> None:

@@ -125,7 +125,7 @@ def test_show_an_open_session(kept: Stack) -> None:
     last = max(m.offset() for m in kept.read(kept.source) if m.key() == "open/é".encode())
     source = {"topic": kept.source, "partition": where.partition()}
     assert show(kept, "open/é") == {
-        "stream": "orders", "session": "open/é", "open": True, "events": 3, "first_ms": START_MS,
+        "stream": "orders", "session": "open/é", "open": True, "events": 3, "waiting": 0, "first_ms": START_MS,
         "last_ms": START_MS + 1_500, "due_ms": START_MS + 6_500, "max_events": 12,
         "worst_record": {"score": worst["score"], "offset": int(worst["id"].split("/")[3])},
         "bundle": {"mark": digest[:16], "digest": digest, "serving": True},
@@ -296,7 +296,7 @@ def test_verify_lists_each_place(state: Stack) -> None:
     write_row(state, "a", b"older", b"row")
     before = verify(state, "a", 1)
     assert list(before) == [
-        "changelog", "rocksdb", "source", "anomalies", "decisions", "dead-letters", "drift", "controls",
+        "changelog", "rocksdb", "source", "anomalies", "decisions", "dead-letters", "late", "drift", "controls",
     ]  # fmt: skip
     assert {place for place, trace in before.items() if trace["state"] == "still_there"} == {"changelog", "rocksdb"}
     assert before["controls"]["state"] == "gone"
@@ -315,13 +315,13 @@ def test_verify_lists_each_place(state: Stack) -> None:
     assert (after["source"]["state"], after["source"]["until_ms"]) == ("kept", None)
     assert after["source"]["note"] == "for ever: compacted"
     week = 7 * 86_400_000
-    for place in ("anomalies", "decisions", "dead-letters", "drift"):
+    for place in ("anomalies", "decisions", "dead-letters", "late", "drift"):
         trace = after[place]
         assert (trace["state"], trace["note"]) == ("kept", "retention 7d, in segments of 7d at most")
         assert 0 <= trace["until_ms"] - tombstone.timestamp()[1] - 2 * week < 60_000
     table = state.run(*DELETE, "a", "--verify").stdout
     assert "gone at compaction by" in table
-    assert table.count("kept until") == 4
+    assert table.count("kept until") == 5
 
 
 def test_verify_where_nothing_was(state: Stack) -> None:

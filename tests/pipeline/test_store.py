@@ -13,12 +13,14 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from detectors.rows import RowShape, SessionRows
+from features.sessions import SessionRules
 from pipeline.cold_rows import ColdRows, session_key
 from pipeline.errors import DamagedStateError
 from pipeline.store import RowStore, Snapshot
 
 SHAPE = RowShape(hidden=2, context=2, fields=1)
 GAP_MS = 10
+RULES = SessionRules(GAP_MS, 1_000)
 CAPACITY = 4
 names = st.sampled_from(["a", "b", "c", "d", "e", "f", "g", "é", ""])
 
@@ -58,7 +60,7 @@ class StoreMachine(RuleBasedStateMachine):
     def open(self) -> None:
         """Open, or open again."""
         self.cold = ColdRows(Path(self.folder.name))
-        self.store = RowStore(SHAPE, GAP_MS, CAPACITY, self.cold, len(self.model))
+        self.store = RowStore(SHAPE, RULES, CAPACITY, self.cold, len(self.model))
 
     @rule(chosen=st.lists(names, min_size=1, max_size=CAPACITY, unique=True), data=st.data())
     def work(self, chosen: list[str], data: st.DataObject) -> None:
@@ -207,7 +209,7 @@ def save(store: RowStore, cold: ColdRows) -> dict[bytes, bytes | None]:
 
 def test_without_a_bound_everything_stays_hot() -> None:
     """For files: the store grows as it must, and needs no RocksDB."""
-    store = RowStore(SHAPE, GAP_MS)
+    store = RowStore(SHAPE, RULES)
     many = [f"s{i}" for i in range(5_000)]
     assert store.make_room(many)
     store.put(many, make_rows([(1, i, i) for i in range(len(many))]))
@@ -217,7 +219,7 @@ def test_without_a_bound_everything_stays_hot() -> None:
 
 def test_timers_in_memory_do_not_pile_up_in_files() -> None:
     """Sessions that end by their end event leave void timers; most of them are dropped long before they are due."""
-    store = RowStore(SHAPE, GAP_MS)
+    store = RowStore(SHAPE, RULES)
     for i in range(20_000):
         store.make_room([f"s{i}"])
         store.put([f"s{i}"], make_rows([(1, i, i)]))
@@ -228,7 +230,7 @@ def test_timers_in_memory_do_not_pile_up_in_files() -> None:
 
 def test_due_timers_come_oldest_first_and_limited(cold: ColdRows) -> None:
     """`due` gives the oldest, at most as many as asked, in memory or saved; those set anew come again."""
-    store = RowStore(SHAPE, GAP_MS, CAPACITY, cold)
+    store = RowStore(SHAPE, RULES, CAPACITY, cold)
     store.put(["a", "c"], make_rows([(1, 5, 5), (1, 4, 4)]))
     save(store, cold)
     store.put(["b"], make_rows([(1, 3, 3)]))
@@ -241,7 +243,7 @@ def test_due_timers_come_oldest_first_and_limited(cold: ColdRows) -> None:
 
 def test_a_void_timer_does_not_multiply(cold: ColdRows) -> None:
     """A timer left by an earlier session of the name is not set anew for the present one."""
-    store = RowStore(SHAPE, GAP_MS, CAPACITY, cold)
+    store = RowStore(SHAPE, RULES, CAPACITY, cold)
     store.put(["a"], make_rows([(1, 0, 0)]))
     store.put(["a"], make_rows([(1, 5, 5)]))
     assert store.due(11) == [(10, "a")]
@@ -251,7 +253,7 @@ def test_a_void_timer_does_not_multiply(cold: ColdRows) -> None:
 
 def test_an_ended_session_is_deleted_once(cold: ColdRows) -> None:
     """Only a session with a saved row leaves a deletion behind, and a new one of its name replaces it."""
-    store = RowStore(SHAPE, GAP_MS, CAPACITY, cold)
+    store = RowStore(SHAPE, RULES, CAPACITY, cold)
     store.put(["a", "b"], make_rows([(1, 0, 0), (1, 0, 0)]))
     store.put(["b"], make_rows([NONE]))
     assert set(save(store, cold)) == {session_key("a")}
@@ -264,7 +266,7 @@ def test_an_ended_session_is_deleted_once(cold: ColdRows) -> None:
 
 def test_a_name_that_comes_back_while_its_end_is_being_saved(cold: ColdRows) -> None:
     """A session that begins anew during the checkpoint of its predecessor's end is saved, and can end again."""
-    store = RowStore(SHAPE, GAP_MS, CAPACITY, cold)
+    store = RowStore(SHAPE, RULES, CAPACITY, cold)
     store.put(["a"], make_rows([(1, 0, 0)]))
     save(store, cold)
     store.put(["a"], make_rows([NONE]))
@@ -281,20 +283,20 @@ def test_a_name_that_comes_back_while_its_end_is_being_saved(cold: ColdRows) -> 
 
 def test_a_damaged_saved_row_is_refused(cold: ColdRows) -> None:
     """A row that was damaged on disk stops the partition instead of scoring on."""
-    store = RowStore(SHAPE, GAP_MS, CAPACITY, cold)
+    store = RowStore(SHAPE, RULES, CAPACITY, cold)
     store.put(["a"], make_rows([(1, 0, 0)]))
     changes = save(store, cold)
     value = bytearray(changes[session_key("a")] or b"")
     value[20] ^= 1
     cold.write({session_key("a"): bytes(value)}, 2, None)
-    fresh = RowStore(SHAPE, GAP_MS, CAPACITY, cold)
+    fresh = RowStore(SHAPE, RULES, CAPACITY, cold)
     with pytest.raises(DamagedStateError, match="a"):
         fresh.take(["a"])
 
 
 def test_what_is_erased_is_on_no_disk(cold: ColdRows) -> None:
     """After `erase` no file of the database holds the name or the row of a deleted session, nor its timer's key."""
-    store = RowStore(SHAPE, GAP_MS, CAPACITY, cold)
+    store = RowStore(SHAPE, RULES, CAPACITY, cold)
     store.put(["keep-me", "erase-me"], make_rows([(1, 0, 0), (1, 0, 0)]))
     save(store, cold)
     store.forget(["erase-me"])
