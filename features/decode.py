@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -25,6 +25,7 @@ from features.event_time import MAX_TIME_MS, parse_time_ms, parse_times_ms
 from features.events import Events, Record, Reject
 from features.json_fields import ANY, JsonFields, Kinds
 from features.masking import NO_MASK, Masker
+from features.number_columns import NUMBER, read_numbers
 from features.paths import Path, parse_path
 from features.text_fields import TextFields
 from features.text_lines import LineReader
@@ -38,7 +39,17 @@ _MESSAGE: Kinds = frozenset({str})
 _TIME: Kinds = frozenset({str, int, float})
 _TEXT_OR_NOTHING = {str, type(None)}
 
-_Parsed = tuple[int, Record, Any]  # position among the records given, the record, its JSON
+
+class _Parsed(NamedTuple):
+    """Records that could be parsed, as columns: position among the records given, the record, its JSON or line."""
+
+    index: list[int]
+    records: list[Record]
+    events: list[Any]
+
+    def only(self, kept: Iterable[int]) -> _Parsed:
+        """Those at some places."""
+        return _Parsed(*([column[i] for i in kept] for column in self))
 
 
 class Decoder:
@@ -68,6 +79,11 @@ class Decoder:
     masker
         Masks sessions, tokens and messages before anything else sees them; with any rule, nothing of a record that is
         set aside is kept but the reason.
+    numbers
+        Paths of the number fields of wide records; see `features.number_columns.read_numbers` for what they may hold.
+    named
+        For records of one sample each, instead of `numbers`: the path of the number's name, which must be one of the
+        token fields, and that of its value, which becomes the only number column.
 
     Raises
     ------
@@ -79,7 +95,7 @@ class Decoder:
         self, session: str, time: str | None, tokens: Iterable[str], end_when: Mapping[str, str | bool | int | float],
         message: str | None = None, *, read_messages: Callable[[Sequence[str | None]], list[str | None]] = list,
         text: LineReader | None = None, event_id: str | None = None, max_ahead_ms: int | None = None,
-        masker: Masker = NO_MASK,
+        masker: Masker = NO_MASK, numbers: Sequence[str] = (), named: tuple[str, str] | None = None,
     ) -> None:  # fmt: skip
         kinds: dict[Path, Kinds] = {}
 
@@ -90,25 +106,28 @@ class Decoder:
 
         ends = [(field(path, ANY), value) for path, value in end_when.items()]
         columns = [(path, field(path, _TOKEN)) for path in tokens]
+        measures = [(path, field(path, NUMBER)) for path in _number_paths(numbers, named, kinds)]
         said = None if message is None else field(message, _MESSAGE)
         by = None if session == "@key" else field(session, _SESSION)
         at = None if time is None else field(time, _TIME)
         identity = None if event_id is None else field(event_id, _SESSION)
-        fields = JsonFields(kinds) if text is None else TextFields(text, kinds)
-        self._parse = fields.parse
-        self._session = None if by is None else fields.getter(by)
-        self._time = None if at is None else fields.getter(at)
+        counted = {path for _, path in measures}
+        fields = JsonFields(kinds, counted) if text is None else TextFields(text, kinds)
+        self._parse, self._parse_all = fields.parse, fields.parse_all
+        self._session = None if by is None else fields.column(by)
+        self._time = None if at is None else fields.column(at)
         self._max_ahead_ms = max_ahead_ms
-        self._id = None if identity is None else fields.getter(identity)
+        self._id = None if identity is None else fields.column(identity)
         self._mask_id = None if event_id is None else masker.of(event_id)
-        self._tokens = [(name, fields.getter(path)) for name, path in columns]
-        self._message = None if said is None else fields.getter(said)
+        self._tokens = [(name, fields.column(path)) for name, path in columns]
+        self._numbers = [(name, fields.column(path)) for name, path in measures]
+        self._message = None if said is None else fields.column(said)
         self._is_masked = bool(masker)
         self._mask_session = masker.of(session)
         self._mask_tokens = [masker.of(name) for name, _ in columns]
         self._mask_message = None if message is None else masker.of(message)
         self._read_messages = read_messages
-        self._ends = [(fields.getter(path), value) for path, value in ends]
+        self._ends = [(fields.column(path), value) for path, value in ends]
 
     def decode(self, records: Iterable[Record], *, check_key: bool) -> Events:
         """Decode records of one partition.
@@ -120,24 +139,17 @@ class Decoder:
         check_key
             Refuse records whose key is not their session. False for files, which may carry no keys.
         """
-        parsed: list[_Parsed] = []
-        rejects: list[Reject] = []
-        tombstones, next_offset = 0, None
-        for index, record in enumerate(records):
-            next_offset = record.offset + 1
-            if record.value is None:
-                tombstones += 1
-                continue
-            try:
-                parsed.append((index, record, self._parse(record.value)))
-            except RecordError as error:
-                rejects.append(Reject(index, error))
+        records = list(records)
+        parsed, rejects = self._parsed(records)
+        tombstones = len(records) - len(parsed.index) - len(rejects)
+        next_offset = records[-1].offset + 1 if records else None
         try:
             events = self._columns(parsed, check_key=check_key)
         except RecordError:
             bad = self._bad(parsed, check_key=check_key)
             rejects = sorted([*rejects, *bad.values()], key=lambda reject: reject.index)
-            events = self._columns([p for p in parsed if p[0] not in bad], check_key=check_key)
+            good = parsed.only([i for i, index in enumerate(parsed.index) if index not in bad])
+            events = self._columns(good, check_key=check_key)
         events = replace(events, rejects=rejects, tombstones=tombstones, next_offset=next_offset)
         # Only now, so that each record is masked once, and its message counted once.
         events = self._masked(events) if self._is_masked else events
@@ -145,29 +157,49 @@ class Decoder:
             return events
         return replace(events, tokens=[*events.tokens, self._read_messages(events.messages)])
 
-    def _bad(self, parsed: list[_Parsed], *, check_key: bool) -> dict[int, Reject]:
+    def _parsed(self, records: list[Record]) -> tuple[_Parsed, list[Reject]]:
+        """Records with their JSON or their line's fields, and those that have none."""
+        index = [i for i, record in enumerate(records) if record.value is not None]
+        records = [records[i] for i in index]
+        values: list[Any] = [record.value for record in records]
+        found = self._parse_all(values)
+        if found is not None:
+            return _Parsed(index, records, found), []
+        events: dict[int, Any] = {}
+        rejects: list[Reject] = []
+        for i, value in enumerate(values):
+            try:
+                events[i] = self._parse(value)
+            except RecordError as error:
+                rejects.append(Reject(index[i], error))
+        return _Parsed([index[i] for i in events], [records[i] for i in events], list(events.values())), rejects
+
+    def _bad(self, parsed: _Parsed, *, check_key: bool) -> dict[int, Reject]:
         """Which records cannot be read and why, by halves: a slice with one bad record costs twice a good one."""
         try:
             self._columns(parsed, check_key=check_key)
         except RecordError as error:
-            if len(parsed) == 1:
-                return {parsed[0][0]: Reject(parsed[0][0], error)}
-            half = len(parsed) // 2
-            return self._bad(parsed[:half], check_key=check_key) | self._bad(parsed[half:], check_key=check_key)
+            n = len(parsed.index)
+            if n == 1:
+                return {parsed.index[0]: Reject(parsed.index[0], error)}
+            halves = (parsed.only(range(n // 2)), parsed.only(range(n // 2, n)))
+            return self._bad(halves[0], check_key=check_key) | self._bad(halves[1], check_key=check_key)
         return {}
 
-    def _columns(self, parsed: list[_Parsed], *, check_key: bool) -> Events:
+    def _columns(self, parsed: _Parsed, *, check_key: bool) -> Events:
         """Columns of records, as they came; raises what is wrong with one of them."""
-        index, records, events = map(list, zip(*parsed, strict=True)) if parsed else ([], [], [])
+        index, records, events = parsed
+        # First, for JSON with a number beyond all floats was let through as it came, and its kinds are checked here.
+        numbers, infinite = read_numbers([(name, read(events)) for name, read in self._numbers], len(events))
         session, sessions = self._sessions(records, events, check_key=check_key)
-        tokens = [_texts(name, list(map(get, events))) for name, get in self._tokens]
-        messages = None if self._message is None else list(map(self._message, events))
+        tokens = [_texts(name, read(events)) for name, read in self._tokens]
+        messages = None if self._message is None else self._message(events)
         times, without_time = self._times(records, events)
         times, ahead = self._believable(times, records)
         return Events(
-            np.array(index, np.int32), np.array([r.offset for r in records], np.int64),
+            np.array(index, np.int32), np.array([record.offset for record in records], np.int64),
             times, session, sessions, tokens, self._is_end(events), [], 0, None, messages,
-            None if self._id is None else self._ids(list(map(self._id, events))), without_time, ahead,
+            numbers, infinite, None if self._id is None else self._ids(self._id(events)), without_time, ahead,
         )  # fmt: skip
 
     def _masked(self, events: Events) -> Events:
@@ -189,19 +221,20 @@ class Decoder:
         if self._session is None:
             names = [_name_from_key(record.key) for record in records]
         else:
-            names = _names(list(map(self._session, events)))
-        numbers: dict[str, int] = {}
-        session = [numbers.setdefault(name, len(numbers)) for name in names]
-        sessions = list(numbers)
+            names = _names(self._session(events))
+        sessions = list(dict.fromkeys(names))
+        number = {name: i for i, name in enumerate(sessions)}
+        session = list(map(number.__getitem__, names))
         for name in sessions:
             if len(name) > MAX_SESSION_CHARACTERS:
                 message = f"the session has {len(name)} characters; {MAX_SESSION_CHARACTERS} are allowed"
                 raise WrongTypeError(message)
         if check_key and self._session is not None:
-            keys = [name.encode() for name in sessions]
-            for record, number in zip(records, session, strict=True):
-                if record.key != keys[number]:
-                    raise _mismatch(record, sessions[number])
+            encoded = [name.encode() for name in sessions]
+            keys = list(map(encoded.__getitem__, session))
+            if keys != [record.key for record in records]:
+                wrong = next(i for i, key in enumerate(keys) if records[i].key != key)
+                raise _mismatch(records[wrong], names[wrong])
         return np.array(session, np.int32), sessions
 
     def _ids(self, found: list[Any]) -> NDArray[np.uint64]:
@@ -212,7 +245,7 @@ class Decoder:
         """(n,) event times, and how many had to be taken from Kafka's timestamp."""
         if self._time is None:
             return np.array([_kafka_time(record.timestamp) for record in records], np.int64), 0
-        found = list(map(self._time, events))
+        found = self._time(events)
         if None not in found:
             return parse_times_ms(found), 0
         times = [
@@ -232,9 +265,19 @@ class Decoder:
     def _is_end(self, events: list[Any]) -> NDArray[np.bool_]:
         """(n,) whether all fields of `end_when` match."""
         is_end = np.full(len(events), bool(self._ends))
-        for get, wanted in self._ends:
-            is_end &= np.array([_same(get(event), wanted) for event in events], np.bool_)
+        for read, wanted in self._ends:
+            is_end &= np.array([_same(found, wanted) for found in read(events)], np.bool_)
         return is_end
+
+
+def _number_paths(numbers: Sequence[str], named: tuple[str, str] | None, tokens: Mapping[Path, Kinds]) -> Sequence[str]:
+    """Which fields become number columns."""
+    if named is None:
+        return numbers
+    name, value = named
+    assert not numbers, "numbers are fields of a record, or named by one of them"
+    assert parse_path(name) in tokens, "what names numbers is a token"
+    return (value,)
 
 
 def _masked(column: list[Any], way: Callable[[Any], Any] | None) -> list[Any]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Protocol
 
 import numpy as np
@@ -35,6 +35,9 @@ class Reject:
     is_private: bool = False
 
 
+_COUNTS = ("tombstones", "infinite", "without_time", "ahead")  # of a whole slice: its first piece has them
+
+
 @dataclass(frozen=True)
 class Events:
     """The valid records of one partition, in offset order, as columns.
@@ -59,6 +62,10 @@ class Events:
         How many records had no value.
     messages
         n texts (or None) of log lines as they came, where the last token column holds their templates; else None.
+    numbers
+        (n, N) float64, one column for each number field; NaN where the number is missing, never infinite.
+    infinite
+        How many numbers were infinite, and so count as missing.
     next_offset
         The offset after the last record given, valid or not; None if none was given.
     ids
@@ -78,9 +85,15 @@ class Events:
     tombstones: int
     next_offset: int | None
     messages: list[str | None] | None = None
+    numbers: NDArray[np.float64] = field(default_factory=lambda: np.empty((0, 0)))
+    infinite: int = 0
     ids: NDArray[np.uint64] | None = None
     without_time: int = 0
     ahead: int = 0
+
+    def __post_init__(self) -> None:
+        if len(self.numbers) != len(self.offsets):  # where nobody gave any
+            object.__setattr__(self, "numbers", np.empty((len(self.offsets), 0)))
 
     def __len__(self) -> int:
         return len(self.offsets)
@@ -92,7 +105,7 @@ class Events:
             self, index=self.index[chosen], offsets=self.offsets[chosen], time_ms=self.time_ms[chosen],
             session=self.session[chosen], tokens=[[column[i] for i in at] for column in self.tokens],
             ends=self.ends[chosen], messages=None if self.messages is None else [self.messages[i] for i in at],
-            ids=None if self.ids is None else self.ids[chosen],
+            ids=None if self.ids is None else self.ids[chosen], numbers=self.numbers[chosen],
         )  # fmt: skip
 
     def pieces(self, max_sessions: int) -> Iterator[Events]:
@@ -101,27 +114,26 @@ class Events:
             yield self
             return
         low, seen = 0, set[int]()
-        rejects, counts = deque(self.rejects), (self.tombstones, self.without_time, self.ahead)
+        rejects, is_first = deque(self.rejects), True
         for i, number in enumerate(self.session.tolist()):
             if number not in seen and len(seen) == max_sessions:
                 before = []
                 while rejects and rejects[0].index < self.index[i]:
                     before.append(rejects.popleft())
-                yield self._piece(low, i, before, counts)
-                low, seen, counts = i, set(), (0, 0, 0)
+                yield self._piece(low, i, before, is_first=is_first)
+                low, seen, is_first = i, set(), False
             seen.add(number)
-        yield self._piece(low, len(self), list(rejects), counts)
+        yield self._piece(low, len(self), list(rejects), is_first=is_first)
 
-    def _piece(self, low: int, high: int, rejects: list[Reject], counts: tuple[int, int, int]) -> Events:
+    def _piece(self, low: int, high: int, rejects: list[Reject], *, is_first: bool) -> Events:
         numbers: dict[int, int] = {}
         session = [numbers.setdefault(s, len(numbers)) for s in self.session[low:high].tolist()]
+        counts = {} if is_first else dict.fromkeys(_COUNTS, 0)
         return replace(
             self.take(np.arange(low, high)),
             session=np.array(session, np.int32),
             sessions=[self.sessions[s] for s in numbers],
             rejects=rejects,
-            tombstones=counts[0],
-            without_time=counts[1],
-            ahead=counts[2],
             next_offset=self.next_offset if high == len(self) else int(self.offsets[high]),
+            **counts,
         )

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from features.errors import WrongTypeError
+from features.errors import RecordError, WrongTypeError
 from features.json_fields import ANY, Kinds
 from features.paths import Path, format_path
 from features.text_lines import LineReader
@@ -29,8 +29,19 @@ class TextFields:
                 message = f"the pattern gives no field {format_path(path)}; its named groups are {given}"
                 raise ValueError(message)
 
-    def getter(self, path: Path) -> Callable[[Any], Any]:
-        """What reads a field of a line; None where it is absent or null. It raises WrongTypeError for other kinds."""
+    def parse_all(self, values: Sequence[bytes]) -> list[Any] | None:
+        """Read many; None where one of them cannot be read."""
+        try:
+            return list(map(self.parse, values))
+        except RecordError:
+            return None
+
+    def column(self, path: Path) -> Callable[[list[Any]], list[Any]]:
+        """What reads a field of lines; None where it is absent or null. It raises WrongTypeError for other kinds."""
+        get = self._getter(path)
+        return lambda lines: list(map(get, lines))
+
+    def _getter(self, path: Path) -> Callable[[Any], Any]:
         kinds = self._kinds[path]
         if len(path) == 1 and kinds == ANY:
             name = path[0]

@@ -17,6 +17,7 @@ from features.decode import MAX_SESSION_CHARACTERS, Decoder
 from features.errors import RecordError
 from features.event_time import MAX_TIME_MS
 from features.events import Events
+from features.text_lines import LineReader
 
 DECODER = Decoder("session", "ts", ["action", "user.country"], {"action": "close", "final": True})
 
@@ -187,6 +188,101 @@ def test_a_message_is_read_once_beside_a_bad_record() -> None:
     events = decode(*good[:2], as_json(session="a", action=1.5, message="bad"), *good[2:], decoder=decoder)
     assert said == events.messages == [f"line {i}" for i in range(5)]
     assert events.tokens == [["x"] * 5, ["a template"] * 5]
+
+
+MEASURED = Decoder("session", None, ["action"], {}, numbers=["cpu", "disk.free", "load[1]"])
+
+
+def test_numbers_are_columns() -> None:
+    """Whole numbers, fractions and texts; what is absent, null, empty or NaN is missing, what is infinite too."""
+    beyond = [b"1e999", b"-1e999", b"9" * 400, b'"inf"', b'"-Infinity"', b'"1e400"']
+    missing = [b"null", b'""', b'"nan"', b'"NaN"', b'"-nan"']
+    good = {b"7": 7.0, b"-0.5": -0.5, b'"12.5"': 12.5, b'" 1e3 "': 1_000.0, b'"+4"': 4.0, b"9007199254740993": 2.0**53}
+    values = [*beyond, *missing, *good]
+    events = decode(
+        *(Given(b'{"session": "a", "cpu": %b, "disk": {"free": %b}, "load": [[], %b]}' % (v, v, v)) for v in values),
+        Given(b'{"session": "a", "disk": null, "load": [1]}'), decoder=MEASURED,
+    )  # fmt: skip
+    assert not events.rejects
+    column = np.array([*[np.nan] * (len(beyond) + len(missing)), *good.values(), np.nan])
+    assert events.numbers.dtype == np.float64
+    np.testing.assert_array_equal(events.numbers, np.stack([column] * 3, axis=1))
+    assert events.infinite == 3 * len(beyond)
+
+
+@pytest.mark.parametrize(
+    "value",
+    [b"true", b"{}", b"[]", b"[1]", b'"abc"', b'"0x10"', b'"1_000"', b'"1,5"', b'"12ms"', b'"-"', b"9" * 5_000],
+)  # fmt: skip
+@pytest.mark.parametrize("more", [b"1", b"1e999"])
+def test_what_is_no_number_is_named(value: bytes, more: bytes) -> None:
+    """The record is set aside and the reason names the field; also beside a number that no float can hold."""
+    record = Given(b'{"session": "a", "cpu": %b, "disk": {"free": %b}}' % (more, value))
+    assert reason(record, MEASURED) == "wrong_type"
+    assert "disk.free" in str(decode(record, decoder=MEASURED).rejects[0].error)
+
+
+def test_a_number_beyond_floats_spoils_no_other_check() -> None:
+    """The session, tokens and times of such a record are held to their kinds as ever."""
+    decoder = Decoder("session", "ts", ["action"], {}, numbers=["cpu", "ts"])
+    for bad in (b'"session": 1.5', b'"action": []', b'"ts": true', b'"ts": [1]', b'"ts": 1e999', b'"cpu": {}'):
+        assert reason(Given(b'{"cpu": 1e999, "session": "a", %b}' % bad), decoder) in {"wrong_type", "bad_time"}
+
+
+def test_one_sample_a_record() -> None:
+    """A field names the number, and is a token; the value is the one number column."""
+    decoder = Decoder("session", None, ["host", "metric"], {}, named=("metric", "value"))
+    events = decode(
+        as_json(session="a", host="h", metric="cpu", value="0.5"), as_json(session="a", metric="mem", value=7),
+        as_json(session="a", value=None), decoder=decoder,
+    )  # fmt: skip
+    assert events.tokens == [["h", None, None], ["cpu", "mem", None]]
+    np.testing.assert_array_equal(events.numbers, [[0.5], [7.0], [np.nan]])
+
+
+def test_numbers_of_text() -> None:
+    """Lines have texts only, so these are read as numbers."""
+    decoder = Decoder("host", None, [], {}, text=LineReader(None), numbers=["cpu", "mem"])
+    events = decode(
+        Given(b"host=a cpu=0.25 mem=12"), Given(b"host=a cpu= mem=+Inf"), Given(b'{"host": "a", "cpu": 3}'),
+        Given(b"host=a cpu=high"), decoder=decoder,
+    )  # fmt: skip
+    np.testing.assert_array_equal(events.numbers, [[0.25, 12.0], [np.nan, np.nan], [3.0, np.nan]])
+    assert (events.infinite, [r.error.reason for r in events.rejects]) == (1, ["wrong_type"])
+
+
+numbers = st.sampled_from(
+    [1, 2.5, None, "", "nan", "3", "x", True, [], "inf", 10**400, float("inf"), float("nan"), -0.0]
+) | st.floats()  # fmt: skip
+
+
+@given(
+    st.lists(
+        st.fixed_dictionaries(
+            {}, optional={"cpu": numbers, "disk": st.none() | st.fixed_dictionaries({"free": numbers})}
+        )
+    ),
+    st.integers(1, 3),
+)
+def test_numbers_are_read_alike_in_any_company(values: list[dict[str, Any]], most: int) -> None:
+    """A slice gives what its records give one by one, and its pieces hold the same."""
+    records = [
+        Given(json.dumps(v | {"session": f"{i % 3}"}).replace("Infinity", "1e999").encode(), offset=i)
+        for i, v in enumerate(values)
+    ]
+    whole = decode(*records, decoder=MEASURED)
+    alone = [decode(record, decoder=MEASURED) for record in records]
+    for parts in (alone, list(whole.pieces(most))):
+        together = np.concatenate([np.empty((0, 3)), *(part.numbers for part in parts)])
+        np.testing.assert_array_equal(together.view(np.int64), whole.numbers.view(np.int64))
+        assert sum(part.infinite for part in parts) == whole.infinite
+    assert [str(r.error) for r in whole.rejects] == [str(r.error) for one in alone for r in one.rejects]
+    assert not np.isinf(whole.numbers).any()
+
+
+def test_without_number_fields_there_are_no_columns() -> None:
+    """The array is there all the same, with a row for each event."""
+    assert decode(as_json(session="a"), as_json(session="b")).numbers.shape == (2, 0)
 
 
 def test_a_field_inside_another_is_refused() -> None:
