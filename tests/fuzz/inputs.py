@@ -54,3 +54,9 @@ _damaged_dates = st.builds(
 )  # fmt: skip
 times = _numbers | _dates | _damaged_dates | st.text(max_size=40)
 texts = lines.map(lambda line: line.decode("utf-8", "surrogateescape")) | st.text(max_size=200)
+
+_number_texts = _numbers.map(lambda number: str(number) if abs(number) < 10**300 else "1e400") | st.sampled_from(
+    ("", "nan", "-NaN", "+Inf", "infinity", "1_0", "0x1p3", "1e-400", "5e-324", "٢٠", "1e", ".", "-", "1" * 9_999)
+)
+_edges = st.sampled_from((None, True, [], {}, 1.7976931348623157e308, -5e-324, 10**310, 0.0, -0.0, 1.0))
+measures = st.lists(_numbers | _number_texts | _edges | st.text(max_size=8), max_size=60)

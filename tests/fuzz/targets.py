@@ -11,12 +11,15 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 from hypothesis import HealthCheck, given, seed, settings
 from hypothesis.strategies import SearchStrategy
 
 from features.decode import Decoder
-from features.errors import BadTimeError, RecordError
+from features.errors import BadTimeError, RecordError, WrongTypeError
 from features.event_time import MAX_TIME_MS, parse_time_ms
+from features.number_columns import read_numbers
+from features.numbers import MISSING, NumberBins
 from features.redact import redact
 from features.shapes import WILDCARD, shape_of
 from features.template_mining import mine
@@ -49,6 +52,8 @@ class Line:
 DECODERS = (
     Decoder("session", "ts", ["action", "user.country"], {"action": "close", "final": True}),
     Decoder("@key", None, ["session", "n"], {}),
+    Decoder("@key", None, [], {}, numbers=["ts", "n[1]", "user.age"]),
+    Decoder("@key", None, ["lvl"], {}, text=LineReader(None), numbers=["items", "n", "status"]),
 )
 READERS = (LineReader(None), LineReader(r"(?P<time>\S+ \S+) (?:\[(?P<thread>[^\]]*)\] )?(?P<message>.*)"))
 
@@ -71,6 +76,31 @@ def check_decoder(value: bytes) -> None:
         assert all(isinstance(reject.error, RecordError) and str(reject.error) for reject in events.rejects)
         assert all(isinstance(text, str | None) for column in events.tokens for text in column)
         assert events.next_offset == 8
+        assert not np.isinf(events.numbers).any()
+        assert 0 <= events.infinite <= events.numbers.size - np.count_nonzero(~np.isnan(events.numbers))
+
+
+def check_numbers(values: list[Any]) -> None:
+    """A number is read or refused; those read have ids, finite surprise in the tails, and an interval."""
+    good = []
+    for value in values:
+        try:
+            found, infinite = read_numbers([("n", [value])], 1)
+        except WrongTypeError:
+            continue
+        assert infinite <= np.isnan(found).sum()
+        good.append(found)
+    numbers = np.concatenate([np.empty((0, 1)), *good])
+    learned = NumberBins.learn(numbers[::2], bins=4)
+    assert repr(NumberBins.from_json(learned.to_json())) == repr(learned)
+    ids = learned.encoder().ids(numbers, None)
+    assert ((ids == MISSING) == np.isnan(numbers)).all()
+    assert (ids < learned.sizes[0]).all()
+    tails = learned.encoder().tails(numbers, ids, None)
+    assert np.isfinite(tails).all()
+    assert (tails >= 0).all()
+    interval = learned.binnings[0].interval(np.bincount(ids[:, 0], minlength=learned.sizes[0]).astype(np.float64))
+    assert interval is None or (np.isfinite(interval).all() and list(interval) == sorted(interval))
 
 
 def check_lines(value: bytes) -> None:
@@ -101,6 +131,7 @@ def check_templates(text: str) -> None:
 TARGETS = (
     Target("event time", inputs.times, check_time),
     Target("JSON decoder", inputs.lines, check_decoder),
+    Target("numbers", inputs.measures, check_numbers),
     Target("text lines", inputs.lines, check_lines),
     Target("masker", inputs.texts, check_redaction),
     Target("templates", inputs.texts, check_templates),
