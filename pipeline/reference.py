@@ -21,7 +21,15 @@ from pydantic import BaseModel, Field, SecretStr, TypeAdapter
 from pydantic.fields import FieldInfo
 
 from pipeline.metrics import Metrics
-from pipeline.settings import LATER_KEYS, LATER_VALUES, DurationMs, Scalar, Settings, StreamSettings
+from pipeline.settings import (
+    LATER_KEYS,
+    LATER_VALUES,
+    DurationMs,
+    NamedNumbers,
+    Scalar,
+    Settings,
+    StreamSettings,
+)
 from pipeline.units import format_duration_ms
 from pipeline.wire import MESSAGES
 
@@ -38,6 +46,7 @@ _EXAMPLES: dict[str, Any] = {
     "streams.orders.session.end_when": {"status": "closed"},
     "streams.orders.time": "ts",
     "streams.orders.tokens": ["action", "status"],
+    "streams.orders.numbers": ["amount"],
     "streams.orders.mask": {"status": "redact"},
 }
 _STREAM = "orders"
@@ -86,7 +95,7 @@ def _configuration() -> str:
         "prints a JSON Schema for editors.", "",
         "## A complete example", "",
         "Every key, with its default where it has one. Only `streams` is required, and in a stream `topic`, "
-        "`session.by` and `tokens`.", "",
+        "`session.by` and something to learn: `tokens`, `numbers` or a `message`.", "",
         "```yaml", example(), "```", "",
         "## Environment variables", "",
         "Every key above `streams` can also come from the environment, which wins over the file: `OFFBEAT_` and the "
@@ -102,6 +111,9 @@ def _configuration() -> str:
         "characters |",
         "| `tokens` | text; whole numbers and `true`, `false` as text | fractions, objects, lists; over 1,024 "
         "characters |",
+        "| `numbers` | numbers; texts that Python's `float` reads, without underscores; null, an empty text and `nan` "
+        "are missing, and infinite ones (`inf`, `1e999`) too | other texts, truth values, objects, lists; whole "
+        "numbers of over 4,300 digits |",
         "| `time` | ISO 8601 (UTC where it has no zone), epochs as numbers or text | truth values, objects, lists |",
         "| `session.end_when` | any value; it matches where value and kind are equal, so `1` is not `true` | nothing |",
         "",
@@ -164,6 +176,7 @@ def _type(field: FieldInfo) -> str:
 _WORDS: dict[Any, str] = {
     str: "text", SecretStr: "text, never shown", Path: "path", int: "whole number", float: "number",
     bool: "true or false", list[str]: "list of texts", dict[str, Any]: "field: rule pairs",
+    NamedNumbers: "`{name: FIELD, value: FIELD}`",
     dict[str, Scalar]: "field: value pairs; a value is text, a number, or true or false",
 }  # fmt: skip
 
@@ -177,7 +190,7 @@ def _words(annotation: Any, metadata: list[Any]) -> str:
         return " or ".join(f"`{value}`" for value in get_args(annotation))
     if isinstance(annotation, UnionType) or get_origin(annotation) is Union:
         inner = [_words(a, []) for a in get_args(annotation) if a is not NoneType]
-        return " or ".join(inner) + ", or absent"
+        return " or ".join(inner) + (", or absent" if NoneType in get_args(annotation) else "")
     return _WORDS[annotation]
 
 

@@ -31,9 +31,10 @@ def make_decoder(
     """The decoder a stream's section describes; for training, which takes messages as they are."""
     stream = settings.stream(name)
     return Decoder(
-        stream.session.by, stream.time, stream.tokens, stream.session.end_when, stream.message,
+        stream.session.by, stream.time, stream.token_fields, stream.session.end_when, stream.message,
         read_messages=read_messages, text=_line_reader(stream), masker=_masker(settings, name),
         event_id=stream.duplicates.id, max_ahead_ms=stream.late.max_ahead,
+        numbers=stream.wide_numbers, named=stream.named_number,
     )  # fmt: skip
 
 
@@ -160,9 +161,11 @@ def state_fingerprint(settings: Settings, name: str) -> str:
 
 
 def _reading(settings: Settings, name: str) -> dict[str, Any]:
-    """How a stream's texts are read and masked; empty where it has neither."""
+    """How a stream's texts are read and masked, and what its numbers are; empty where it has none of these."""
     stream = settings.stream(name)
     parts: dict[str, Any] = {}
+    if stream.number_fields:
+        parts["numbers"] = {"named": stream.named_number, "wide": stream.wide_numbers, "counters": stream.counters}
     if stream.message is not None:
         parts["message"] = stream.message
     if stream.format == "text":

@@ -44,19 +44,17 @@ LATER_KEYS = {
     "alerts": "alert receivers and routes",
     "device": "scoring on a GPU",
     "runtime": "a choice of runtime",
-    "streams.*.numbers": "numeric fields",
     "streams.*.segment": "segments",
     "streams.*.window": "metric windows",
     "streams.*.promise.alert_budget": "alert budgets",
 }
 # Values that exist in the design but not in this version, by key; and what there is instead.
 LATER_VALUES = {
-    ("streams.*.kind", "metrics"): "metric streams",
     ("streams.*.model.core", "lstm"): "the LSTM core",
     ("streams.*.model.core", "transformer"): "the Transformer core",
     ("streams.*.model.core", "tcn"): "the TCN core",
 }
-_INSTEAD = {"streams.*.kind": "events", "streams.*.model.core": "gru"}
+_INSTEAD = {"streams.*.model.core": "gru"}
 
 # What was expected, by pydantic's type of error, where its own words would not help.
 _EXPECTED = {
@@ -189,11 +187,38 @@ class PromiseSettings(_Section):
     )
 
 
+class NamedNumbers(_Section):
+    """Where the numbers of records with one sample each are."""
+
+    name: str = Field(description="Field that names the number; it becomes a token too.")
+    value: str = Field(description="Field that holds it.")
+
+
+MAX_NUMBERS = 64
+
+
+def _numbers_as_written(value: object) -> object:
+    """A list of fields or the keys of `NamedNumbers`: here, for a union would say each mistake once for each."""
+    if isinstance(value, list) and len(value) <= MAX_NUMBERS and all(isinstance(path, str) for path in value):
+        return value
+    if isinstance(value, dict) and value.keys() == {"name", "value"} and {type(v) for v in value.values()} == {str}:
+        return NamedNumbers(**value)
+    if isinstance(value, NamedNumbers):
+        return value
+    message = (
+        f"numbers are a list of at most {MAX_NUMBERS} fields; or, where a record is one sample, "
+        "{name: FIELD, value: FIELD}"
+    )
+    raise ValueError(message)
+
+
 class StreamSettings(_Section):
     """One stream: a topic, its sessions, its fields, its model."""
 
-    kind: Literal["events", "logs"] = Field(
-        "events", description="What the topic carries: events, or log lines, which have a `message`."
+    kind: Literal["events", "logs", "metrics"] = Field(
+        "events",
+        description="What the topic carries: events; log lines, which have a `message`; or samples of metrics, which "
+        "have `numbers`.",
     )
     topic: str = Field(pattern=r"^[A-Za-z0-9._-]{1,249}$", description="The Kafka topic to read.")
     format: Literal["json", "text"] = Field(
@@ -216,6 +241,17 @@ class StreamSettings(_Section):
         description="Categorical fields the model learns: text; whole numbers and truth values count as text. Leave "
         "out fields that follow from another: a record's score sums its fields, so what they share would count twice.",
     )  # fmt: skip
+    numbers: Annotated[list[str] | NamedNumbers, BeforeValidator(_numbers_as_written)] = Field(
+        default_factory=list,
+        description="Numeric fields the model learns; of records that hold one sample each, {name: FIELD, value: "
+        "FIELD}, where the name's field becomes a token too. Texts are read as numbers; null, an empty text and `nan` "
+        "are missing, and so is an infinite number.",
+    )
+    counters: list[str] = Field(
+        default_factory=list, max_length=256,
+        description="Those of `numbers` that only grow, such as bytes sent since a process began; with {name, value} "
+        "their names. The model learns their rate per second since the session's last sample.",
+    )  # fmt: skip
     message: str | None = Field(
         None,
         description="Logs: the field with the line's text. Training mines templates from it, and a line's template "
@@ -237,28 +273,65 @@ class StreamSettings(_Section):
         from features.paths import parse_path
         from features.text_lines import LineReader
 
-        if (self.message is None) != (self.kind == "events"):
+        if (self.message is None) == (self.kind == "logs"):
             message = "`message` names the text of log lines: write it with kind: logs, and only with that"
             raise ValueError(message)
-        if len(set(map(parse_path, self.fields))) != len(self.fields):
+        if self.kind == "metrics" and not self.number_fields:
+            message = "numbers is empty; a stream of metrics needs at least one number to learn"
+            raise ValueError(message)
+        texts = [*self.tokens, *(() if self.message is None else (self.message,))]
+        if len(set(map(parse_path, texts))) != len(texts):
             message = "each field may stand in tokens once, and the message not at all"
             raise ValueError(message)
         if not self.fields:
             message = "tokens is empty; a stream of events needs at least one field to learn"
             raise ValueError(message)
+        self._check_numbers(texts)
         if self.pattern is not None and self.format != "text":
             message = "`pattern` reads lines of text: write it with format: text, and only with that"
             raise ValueError(message)
         # Refuses what it cannot read.
         text = LineReader(self.pattern) if self.format == "text" else None
         Decoder(
-            self.session.by, self.time, self.tokens, self.session.end_when, self.message, text=text,
-            event_id=self.duplicates.id,
+            self.session.by, self.time, self.token_fields, self.session.end_when, self.message, text=text,
+            event_id=self.duplicates.id, numbers=self.wide_numbers, named=self.named_number,
         )  # fmt: skip
         if self.late.send and self.late.allowed is None:
             message = "late.send needs late.allowed, which tells what is late; 0s: all that is behind its session"
             raise ValueError(message)
         return self
+
+    def _check_numbers(self, texts: list[str]) -> None:
+        """Numbers are learned once, as numbers, and counters are some of them."""
+        from features.paths import parse_path
+
+        taken = set(map(parse_path, texts))
+        for path in self.token_fields[len(self.tokens) :]:
+            name = parse_path(path)
+            if name in taken:
+                message = f"{path} names the numbers, which makes it a token: list it in numbers alone"
+                raise ValueError(message)
+            taken.add(name)
+        if self.session.by != "@key":
+            taken.add(parse_path(self.session.by))
+        numbers = [parse_path(path) for path in self.number_fields]
+        for path, parsed in zip(self.number_fields, numbers, strict=True):
+            if parsed in taken:
+                message = f"{path} is a number and also a token, the message or the session; let it be one of them"
+                raise ValueError(message)
+        if len(set(numbers)) != len(numbers):
+            message = "each field may stand in numbers once"
+            raise ValueError(message)
+        if len(set(self.counters)) != len(self.counters):
+            message = "each counter may be listed once"
+            raise ValueError(message)
+        if self.counters and not numbers:
+            message = "counters are some of the numbers, and there are none; list the fields in numbers too"
+            raise ValueError(message)
+        for counter in self.counters if self.named_number is None else ():
+            if parse_path(counter) not in numbers:
+                message = f"the counter {counter} is none of the numbers; list it there too"
+                raise ValueError(message)
 
     @model_validator(mode="after")
     def _masks_can_be_applied(self) -> StreamSettings:
@@ -273,6 +346,13 @@ class StreamSettings(_Section):
                 "never masked; correct the path, or remove the rule"
             )
             raise ValueError(message)
+        for path in self.number_fields:
+            if (rule := over[path]) is not None:
+                message = (
+                    f"mask.{rule} masks a number, {path}, which the model takes as it is; remove the rule, or take the "
+                    "field out of numbers"
+                )
+                raise ValueError(message)
         session = over[self.session.by]
         if session is not None and rules[session].kind == "drop":
             message = f"mask.{session} drops the session; write hash, so that sessions stay apart without their names"
@@ -298,9 +378,29 @@ class StreamSettings(_Section):
         return parse_rules(self.mask)
 
     @property
+    def named_number(self) -> tuple[str, str] | None:
+        """The fields of a number's name and of its value, where a record is one sample."""
+        return (self.numbers.name, self.numbers.value) if isinstance(self.numbers, NamedNumbers) else None
+
+    @property
+    def wide_numbers(self) -> tuple[str, ...]:
+        """The number fields, where a record may have several."""
+        return () if isinstance(self.numbers, NamedNumbers) else tuple(self.numbers)
+
+    @property
+    def number_fields(self) -> tuple[str, ...]:
+        """The fields of numbers' values, in the order of the decoder's columns."""
+        return self.wide_numbers if self.named_number is None else self.named_number[1:]
+
+    @property
+    def token_fields(self) -> tuple[str, ...]:
+        """The token fields, with that of a number's name as the last."""
+        return (*self.tokens, *(() if self.named_number is None else self.named_number[:1]))
+
+    @property
     def fields(self) -> tuple[str, ...]:
-        """What the model learns: token fields, and the message of a log line."""
-        return (*self.tokens, *(() if self.message is None else (self.message,)))
+        """What the model learns: token fields, the message of a log line, numbers."""
+        return (*self.token_fields, *(() if self.message is None else (self.message,)), *self.number_fields)
 
 
 class Settings(_Section):

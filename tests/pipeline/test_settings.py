@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,19 @@ from pydantic import BaseModel, ValidationError
 
 from pipeline.errors import ConfigError
 from pipeline.reference import example
+from pipeline.serving import make_decoder, state_fingerprint
 from pipeline.settings import Settings, StreamSettings, environment_variables, load_settings, parse_settings
+
+
+@dataclass(frozen=True)
+class Line:
+    """A record, as far as a decoder looks at it."""
+
+    value: bytes
+    key: bytes | None = None
+    offset: int = 0
+    timestamp: int = 5
+
 
 MINIMAL: dict[str, Any] = {"streams": {"orders": {"topic": "t", "session": {"by": "id"}, "tokens": ["action"]}}}
 
@@ -140,6 +153,71 @@ def test_masks_that_promise_too_much_are_refused(section: dict[str, Any], senten
     stream = {"topic": "t", "session": {"by": "k"}, "tokens": ["a"]} | section
     with pytest.raises(ConfigError, match=re.escape(sentence)):
         parse_settings({"streams": {"s": stream}}, {})
+
+
+@pytest.mark.parametrize(
+    ("section", "sentence"),
+    [
+        ({"kind": "metrics"}, "numbers is empty; a stream of metrics needs at least one number to learn"),
+        ({"kind": "metrics", "numbers": ["x"], "message": "m"}, "`message` names the text of log lines"),
+        ({"numbers": ["a"]}, "a is a number and also a token, the message or the session"),
+        ({"numbers": ['["k"]']}, "is a number and also a token, the message or the session"),
+        ({"kind": "logs", "message": "m", "numbers": ["m"]}, "m is a number and also a token"),
+        ({"numbers": ["x.y", 'x["y"]']}, "each field may stand in numbers once"),
+        ({"numbers": ["x", "x.y"]}, "the field x is used as a value and, in another place, as an object"),
+        ({"numbers": ["x"], "counters": ["x", "x"]}, "each counter may be listed once"),
+        ({"numbers": ["x"], "counters": ["y"]}, "the counter y is none of the numbers; list it there too"),
+        ({"counters": ["x"]}, "counters are some of the numbers, and there are none"),
+        ({"numbers": {"name": "a", "value": "x"}}, "a names the numbers, which makes it a token"),
+        ({"numbers": {"name": "b", "value": "b"}}, "b is a number and also a token"),
+        ({"numbers": {"name": "b"}}, "streams.s.numbers: numbers are a list of at most 64 fields; or, where a record"),
+        ({"numbers": "x"}, "streams.s.numbers is 'x'; numbers are a list of at most 64 fields"),
+        ({"numbers": ["x", 7]}, "numbers are a list of at most 64 fields"),
+        ({"numbers": [f"x{i}" for i in range(65)]}, "numbers are a list of at most 64 fields"),
+        ({"numbers": ["x"], "mask": {"x": "redact"}}, "mask.x masks a number, x, which the model takes as it is"),
+        ({"numbers": ["x.y"], "mask": {"x": "drop"}}, "mask.x masks a number, x.y"),
+        ({"format": "text", "pattern": "(?P<k>x)(?P<a>y)", "numbers": ["x"]}, "the pattern gives no field x"),
+    ],
+)
+def test_numbers_that_cannot_be_learned_are_refused(section: dict[str, Any], sentence: str) -> None:
+    """What contradicts itself is named, by any spelling of a path."""
+    stream = {"topic": "t", "session": {"by": "k"}, "tokens": ["a"]} | section
+    with pytest.raises(ConfigError, match=re.escape(sentence)):
+        parse_settings({"streams": {"s": stream}}, {})
+
+
+def test_what_is_learned_stands_in_one_order() -> None:
+    """Tokens, a number's name, the message, numbers: the decoder's columns; metrics need no tokens."""
+    logs = {"kind": "logs", "message": "m", "tokens": ["a"], "numbers": {"name": "n", "value": "v"}, "counters": ["x"]}
+    for section, tokens, fields in (
+        (logs, ("a", "n"), ("a", "n", "m", "v")),
+        ({"kind": "metrics", "numbers": ["x", "y.z"], "counters": ['y["z"]']}, (), ("x", "y.z")),
+        ({"tokens": ["a"], "numbers": ["x"]}, ("a",), ("a", "x")),
+    ):
+        settings = parse_settings({"streams": {"s": {"topic": "t", "session": {"by": "k"}} | section}}, {})
+        stream = settings.stream("s")
+        assert (stream.token_fields, stream.fields) == (tokens, fields)
+        assert parse_settings(json.loads(settings.model_dump_json()), {}) == settings
+        events = make_decoder(settings, "s").decode([Line(b'{"k": "q", "v": 1, "x": 2}')], check_key=False)
+        assert (len(events.tokens), events.numbers.shape) == (
+            len(fields) - len(stream.number_fields), (1, len(stream.number_fields)),
+        )  # fmt: skip
+
+
+def test_a_stream_without_numbers_keeps_its_rows() -> None:
+    """Numbers and counters change a stream's fingerprint; a stream that has none is as it was."""
+    stream: dict[str, Any] = {"topic": "t", "session": {"by": "k"}, "tokens": ["a"]}
+    found = {
+        state_fingerprint(parse_settings({"streams": {"s": stream | more}}, {}), "s")
+        for more in (
+            {},
+            {"numbers": ["x"]},
+            {"numbers": ["x"], "counters": ["x"]},
+            {"numbers": {"name": "x", "value": "y"}},
+        )
+    }
+    assert len(found) == 4
+    assert state_fingerprint(parse_settings(MINIMAL, {}), "orders") == "d0ef0cc95a6d27a0"
 
 
 def test_rules_of_parents_and_keys_are_taken() -> None:
