@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from hashlib import sha256
 from importlib.metadata import version
@@ -21,7 +21,7 @@ from features.messages import MessageReader
 from features.sessions import END_INPUT, NO_WATERMARK, Walk, log_gaps, number_sessions, walk_sessions
 from features.template_mining import mine
 from features.templates import Templates
-from features.tokens import TokenEncoder, Vocabulary
+from features.tokens import OOV, RARE, TokenEncoder, Vocabulary
 from models.errors import UnsuitableDataError
 from models.runtime import GruKernel
 from models.training import Epoch, Sequence, TrainingOptions, train
@@ -56,8 +56,9 @@ class _Partition:
 
 
 def fit(
-    history: list[Events], parts: Parts, seed: int, on_epoch: Callable[[Epoch], None], clock: Callable[[], float]
-) -> Fit:
+    history: list[Events], parts: Parts, seed: int, on_epoch: Callable[[Epoch], None], clock: Callable[[], float],
+    buckets: Mapping[str, int] | None = None,
+) -> Fit:  # fmt: skip
     """Learn a stream's grammar from its history.
 
     Parameters
@@ -66,6 +67,8 @@ def fit(
         The events of each partition, in offset order.
     parts
         The stream's rules and fields; `learned` is ignored.
+    buckets
+        Fields whose tokens are hashed, and into how many buckets.
 
     Raises
     ------
@@ -81,10 +84,15 @@ def fit(
         raise UnsuitableDataError(message)
     role = _split(first_ms)
     templates, partitions = _templates(partitions, role)
-    vocabulary = _vocabulary(partitions, role, parts)
+    vocabulary, while_learning = _vocabularies(partitions, role, parts, buckets)
     encoder = TokenEncoder(len(parts.fields), vocabulary)
-    learning, validation = ([s for p in partitions for s in _sequences(p, role == r, encoder)] for r in (0, 1))
-    options = TrainingOptions(hidden=parts.shape.hidden, seed=seed)
+    learning, validation = (
+        [s for p in partitions for s in _sequences(p, role == r, with_)]
+        for r, with_ in ((0, TokenEncoder(len(parts.fields), while_learning)), (1, encoder))
+    )
+    # Where nothing is rare, `<rare>` never comes, and there is no need to learn from it.
+    unknown = (OOV, RARE) if any(map(len, vocabulary.rare or ())) else (OOV,)
+    options = TrainingOptions(hidden=parts.shape.hidden, seed=seed, unknown=unknown)
     epochs: list[Epoch] = []
 
     def progress(epoch: Epoch) -> None:
@@ -103,6 +111,7 @@ def fit(
             "best_validation_loss": min(e.validation_loss for e in epochs),
         },
         "templates": len(templates.templates),
+        "vocabulary": {"digest": vocabulary.digest, "fields": vocabulary.summary()},
         "calibration": {"records": records.count, "sessions": sessions.count},
         "versions": {name: version(name) for name in ("offbeat", "torch", "numpy", "numba")},
     }  # fmt: skip
@@ -158,15 +167,17 @@ def _with_templates(events: Events, read: Callable[[Texts], Texts]) -> Events:
     return replace(events, tokens=[*events.tokens[:-1], read(events.messages or [])])
 
 
-def _vocabulary(partitions: list[_Partition], role: NDArray[np.int8], parts: Parts) -> Vocabulary:
-    """The tokens of the sessions to learn from; what only others have is `<oov>`, as it will be live."""
+def _vocabularies(
+    partitions: list[_Partition], role: NDArray[np.int8], parts: Parts, buckets: Mapping[str, int] | None
+) -> tuple[Vocabulary, Vocabulary]:
+    """The tokens of the sessions to learn from, as `Vocabulary.learn` gives them; what only others have is `<oov>`."""
     columns: list[list[str | None]] = [[] for _ in parts.fields]
     for p in partitions:
         steps = p.walk.steps
         records = p.walk.record[steps][role[p.session[steps]] == 0]
         for column, texts in zip(columns, p.events.tokens, strict=True):
             column.extend(texts[i] for i in records)
-    return Vocabulary.learn(parts.fields, columns, MAX_VOCABULARY)
+    return Vocabulary.learn(parts.fields, columns, MAX_VOCABULARY, buckets)
 
 
 def _sequences(partition: _Partition, chosen: NDArray[np.bool_], encoder: TokenEncoder) -> list[Sequence]:

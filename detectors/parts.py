@@ -22,6 +22,7 @@ from models.errors import BundleError
 from models.runtime import GruKernel
 
 NO_TEMPLATES = Templates(())
+VOCABULARY_VERSION = 2  # the first had no version in its file, and no `<rare>`
 
 
 @dataclass(frozen=True)
@@ -95,10 +96,29 @@ def pack(
     return {
         "weights.safetensors": save(dict(sorted(weights.items()))),
         "calibration.safetensors": save(calibration),
-        "vocabulary.json": json.dumps(
-            {"fields": vocabulary.fields, "tokens": vocabulary.tokens}, ensure_ascii=False
-        ).encode(),
-    } | _templates_file(templates)  # fmt: skip
+    } | _vocabulary_files(vocabulary) | _templates_file(templates)  # fmt: skip
+
+
+def _vocabulary_files(vocabulary: Vocabulary) -> dict[str, bytes]:
+    words: dict[str, Any] = {"fields": vocabulary.fields, "tokens": vocabulary.tokens}
+    if vocabulary.rare is None:
+        return {"vocabulary.json": json.dumps(words, ensure_ascii=False).encode()}
+    words |= {"version": VOCABULARY_VERSION, "buckets": vocabulary.buckets}
+    rare = {str(field): hashes for field, hashes in enumerate(vocabulary.rare)}
+    return {"vocabulary.json": json.dumps(words, ensure_ascii=False).encode(), "rare.safetensors": save(rare)}
+
+
+def _vocabulary_of(files: dict[str, bytes]) -> Vocabulary:
+    """What `_vocabulary_files` wrote, and what was written before it: without a version, and without `<rare>`."""
+    words = json.loads(files["vocabulary.json"])
+    fields, tokens = tuple(words["fields"]), tuple(map(tuple, words["tokens"]))
+    if "version" not in words:
+        return Vocabulary(fields, tokens)
+    if words["version"] != VOCABULARY_VERSION:
+        message = f"its vocabulary has version {words['version']}, and this release reads {VOCABULARY_VERSION}"
+        raise ValueError(message)
+    rare = load(files["rare.safetensors"])
+    return Vocabulary(fields, tokens, tuple(rare[str(f)] for f in range(len(fields))), tuple(words["buckets"]))
 
 
 def _templates_file(templates: Templates) -> dict[str, bytes]:
@@ -125,8 +145,7 @@ def unpack(bundle: Bundle, fields: Sequence[str], hidden: int) -> Learned:
         )
         raise BundleError(message)
     try:
-        words = json.loads(bundle.files["vocabulary.json"])
-        vocabulary = Vocabulary(tuple(words["fields"]), tuple(map(tuple, words["tokens"])))
+        vocabulary = _vocabulary_of(bundle.files)
         templates = Templates.from_json(json.loads(bundle.files.get("templates.json", b"[]")))
         certificate = json.loads(bundle.files.get("certificate.json", b"null"))
         weights = load(bundle.files["weights.safetensors"])

@@ -17,7 +17,6 @@ from features.duplicates import find_duplicates
 from features.event_order import Ordered, earliest_ms, put_in_order
 from features.events import Events
 from features.sessions import Walk, log_gaps, walk_sessions
-from features.tokens import OOV
 from models.runtime import F32
 
 OK, WARMING_UP = "ok", "warming_up"
@@ -63,6 +62,8 @@ class Verdicts:
         (n,) float32, float64, bool.
     unknown
         (F,) int64: how many tokens of each field the bundle does not know.
+    rare
+        (F,) int64: how many it knows to exist and no more.
     states
         (m, H): the state each operation was scored under, for explanations.
     early
@@ -82,6 +83,7 @@ class Verdicts:
     p_value: NDArray[np.float64]
     anomaly: NDArray[np.bool_]
     unknown: NDArray[np.int64]
+    rare: NDArray[np.int64]
     states: F32
     ends: SessionEnds
     early: int
@@ -141,8 +143,7 @@ def process_batch(
     p_value, end_p_value = _p_values(score, end_score, learned)
     verdicts = Verdicts(
         events, hashes, walk, WARMING_UP if learned is None else OK, surprise, score, p_value,
-        (p_value <= parts.rate) & ~walk.is_late,
-        np.zeros(len(parts.fields), np.int64) if learned is None else (ids == OOV).sum(axis=0), states,
+        (p_value <= parts.rate) & ~walk.is_late, *_unknown_and_rare(ids, learned), states,
         SessionEnds(
             ended, end_score, end_p_value, end_p_value <= parts.rate, end_surprise[ended],
             worst[ended], worst_offset[ended], last_offset[ended],
@@ -186,6 +187,12 @@ def _surprise(ids: NDArray[np.int32], rows: SessionRows, walk: Walk, parts: Part
         ids, log_gaps(walk.gap_ms), rows.hidden,
     )  # fmt: skip
     return scores.surprise, scores.end_surprise, scores.states, scores.hidden
+
+
+def _unknown_and_rare(ids: NDArray[np.int32], learned: Learned | None) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """(F,) each; 0 before a bundle serves."""
+    none = np.zeros(ids.shape[1], np.int64)
+    return (none, none) if learned is None else learned.vocabulary.count(ids)
 
 
 def _sum_fields(surprise: F32) -> F32:

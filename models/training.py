@@ -38,7 +38,8 @@ class TrainingOptions:
     batch_tokens: int = 2_048  # events in one batch, padding included
     chunk: int = 64  # events between two truncations
     learning_rate: float = 4e-3
-    unknown_rate: float = 0.01  # inputs replaced by <oov>, so that its embedding is trained and states survive it
+    unknown: tuple[int, ...] = (0,)  # ids of tokens that are not known, or hardly
+    unknown_rate: float = 0.01  # inputs replaced by each of these: embeddings are trained, and states survive them
 
 
 @dataclass(frozen=True)
@@ -117,7 +118,7 @@ def _epoch(
             part = slice(low, low + options.chunk)
             inputs = tokens[:, part]
             if optimizer is not None and shuffle is not None:
-                inputs = _forget_some(inputs, options.unknown_rate, shuffle)
+                inputs = _forget_some(inputs, options.unknown, options.unknown_rate, shuffle)
             after = model(inputs, log_gap[:, part], hidden)
             states = torch.cat([hidden.unsqueeze(1), after[:, :-1]], dim=1)
             loss = loss_of(model, states, targets[:, part])
@@ -180,6 +181,9 @@ def _batches(
     return (batches[int(i)] for i in turns)
 
 
-def _forget_some(tokens: Tensor, rate: float, generator: np.random.Generator) -> Tensor:
-    keep = torch.from_numpy(generator.random(tokens.shape) >= rate)
-    return tokens * keep  # id 0 is <oov>
+def _forget_some(tokens: Tensor, unknown: tuple[int, ...], rate: float, generator: np.random.Generator) -> Tensor:
+    """Inputs with a share of `rate` replaced by each unknown id; padding too, which counts nothing."""
+    draw = torch.from_numpy(generator.random(tokens.shape))
+    for turn, token in enumerate(unknown):
+        tokens = tokens.masked_fill((draw >= turn * rate) & (draw < (turn + 1) * rate), token)
+    return tokens

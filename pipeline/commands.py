@@ -19,6 +19,7 @@ from rich.console import Console
 from rich.table import Table
 
 from features.templates import Templates
+from features.tokens import Vocabulary
 from pipeline.clients import Clients
 from pipeline.errors import BrokerUnavailableError, TopicError, UsageError
 from pipeline.screen import progress_bar, screen
@@ -96,7 +97,8 @@ def train_stream(
         def on_epoch(e: Epoch) -> None:
             update(e.number, f"loss {e.loss:.4f}, held back {e.validation_loss:.4f}, {e.events_per_s:,.0f} events/s")
 
-        learned = fit(history.events, make_parts(settings, name, None), seed, on_epoch, time.monotonic)
+        parts = make_parts(settings, name, None)
+        learned = fit(history.events, parts, seed, on_epoch, time.monotonic, stream.buckets)
     certified = json.dumps(certificate(settings, name, learned.vocabulary, learned.templates), indent=1).encode()
     files = learned.files | {"certificate.json": certified}
     digest = write_bundle(directory, learned.content, files, datetime.now(UTC).isoformat(timespec="seconds"))
@@ -112,8 +114,18 @@ def train_stream(
         return
     data = learned.content["data"]
     print(f"Learned {data['sessions']:,} sessions ({data['records']:,} records) into bundle {digest[:12]}.")
+    print(f"Vocabulary {learned.vocabulary.digest[:12]}: {_in_words(learned.vocabulary)}.")
     hint = "" if serves else f"; another one serves {name}, `--promote` lets this one"
     print(f"It lies in {directory / digest}{hint}." if hint else f"It serves {name} ({directory / digest}).")
+
+
+def _in_words(vocabulary: Vocabulary) -> str:
+    """How much of each field is known."""
+    told = (
+        (field, ", ".join(f"{number:,} {what}" for what, number in counts.items()))
+        for field, counts in vocabulary.summary().items()
+    )
+    return "; ".join(f"{field} {counts}" for field, counts in told)
 
 
 def _tell_unmatched(settings: Settings, name: str, templates: Templates) -> None:

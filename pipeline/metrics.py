@@ -28,6 +28,11 @@ class Metrics:
             "Tokens the bundle does not know, by field; for `message` lines that match no template.",
             ("stream", "field"), registry=registry,
         )  # fmt: skip
+        self.rare_tokens = Counter(
+            "offbeat_rare_tokens",
+            "Tokens that training met, but too seldom to know them, by field.",
+            ("stream", "field"), registry=registry,
+        )  # fmt: skip
         self.late_records = Counter(
             "offbeat_late_records", "Records too late to step their session.", ("stream",), registry=registry
         )

@@ -38,6 +38,7 @@ DurationMs = Annotated[
     PlainSerializer(format_duration_ms, when_used="json"),
 ]
 Scalar = str | bool | int | float
+MAX_BUCKETS = 10_000  # as many as a field has tokens of its own at most
 
 # Keys of the design that this version does not have yet. "*" stands for any stream's name.
 LATER_KEYS = {
@@ -241,6 +242,7 @@ class StreamSettings(_Section):
         description="Categorical fields the model learns: text; whole numbers and truth values count as text. Leave "
         "out fields that follow from another: a record's score sums its fields, so what they share would count twice.",
     )  # fmt: skip
+<<<<<<< HEAD
     numbers: Annotated[list[str] | NamedNumbers, BeforeValidator(_numbers_as_written)] = Field(
         default_factory=list,
         description="Numeric fields the model learns; of records that hold one sample each, {name: FIELD, value: "
@@ -252,6 +254,13 @@ class StreamSettings(_Section):
         description="Those of `numbers` that only grow, such as bytes sent since a process began; with {name, value} "
         "their names. The model learns their rate per second since the session's last sample.",
     )  # fmt: skip
+=======
+    buckets: dict[str, int] = Field(
+        default_factory=dict,
+        description="Token fields of very many values, such as a user agent, and into how many buckets the next "
+        "training hashes them: no value is unknown then, and values that share a bucket look alike.",
+    )
+>>>>>>> 7ea86ff (Tell rare tokens from those never met, and hash fields of very many values on request)
     message: str | None = Field(
         None,
         description="Logs: the field with the line's text. Training mines templates from it, and a line's template "
@@ -286,7 +295,17 @@ class StreamSettings(_Section):
         if not self.fields:
             message = "tokens is empty; a stream of events needs at least one field to learn"
             raise ValueError(message)
+<<<<<<< HEAD
         self._check_numbers(texts)
+=======
+        for path, count in self.buckets.items():
+            if path not in self.tokens:
+                message = f"buckets.{path} is none of the tokens; write it as it stands there, or remove it"
+                raise ValueError(message)
+            if not 2 <= count <= MAX_BUCKETS:
+                message = f"buckets.{path} is {count}; from 2 to {MAX_BUCKETS:,} buckets make sense"
+                raise ValueError(message)
+>>>>>>> 7ea86ff (Tell rare tokens from those never met, and hash fields of very many values on request)
         if self.pattern is not None and self.format != "text":
             message = "`pattern` reads lines of text: write it with format: text, and only with that"
             raise ValueError(message)

@@ -9,18 +9,19 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from detectors.calibration import Calibration
 from detectors.fit import MIN_SESSIONS, Fit, fit
-from detectors.parts import Parts, unpack
+from detectors.parts import Learned, Parts, pack, unpack
 from detectors.process import process_batch
 from detectors.rows import PartitionState, RowShape, SessionRows
 from features.decode import Decoder
 from features.events import Events
-from features.tokens import TokenEncoder
+from features.tokens import OOV, RARE, TokenEncoder
 from models.bundle import Bundle
 from models.errors import BundleError, UnsuitableDataError
 from pipeline.outputs import Place
 from pipeline.score import Line
-from tests.conftest import HIDDEN
+from tests.conftest import HIDDEN, random_weights
 from tests.kafka import shop_events
 
 PLACE = Place("shop.orders", 0)
@@ -95,6 +96,67 @@ def test_held_back_sessions_teach_nothing(parts: Parts) -> None:
     vocabulary = json.loads(fitted.files["vocabulary.json"])
     assert "late" not in vocabulary["tokens"][0]
     assert "view" in vocabulary["tokens"][0]
+
+
+def markers(sessions: int, seed: int, start_ms: int) -> list[Events]:
+    """Sessions of three records, whose markers are drawn from a long tail: some come often, many once or never."""
+    rng = np.random.default_rng(seed)
+    lines = [
+        Line(0, PLACE, i, 0, None, json.dumps(event).encode())
+        for i, event in enumerate(
+            {"session": f"m{seed}-{s}", "action": f"t{int(rng.pareto(0.7) * 3)}", "status": ["ok", "end"][k == 2],
+             "ts": start_ms + s * 9_000 + k}
+            for s in range(sessions) for k in range(3)
+        )
+    ]  # fmt: skip
+    decoder = Decoder("session", "ts", ["action", "status"], {"status": "end"})
+    return [decoder.decode(lines, check_key=False)]
+
+
+def test_unknown_and_rare_tokens_are_expected_as_often_as_they_come(parts: Parts) -> None:
+    """On later data of the same kind, both are about as probable as they are frequent; `<rare>` at least 0.4 times."""
+    fitted = train(parts, markers(1_200, 1, 1_700_000_000_000))
+    learned = unpack(bundle_of(fitted), parts.fields, HIDDEN)
+    assert learned.vocabulary == fitted.vocabulary
+    served = replace(parts, learned=learned, encoder=TokenEncoder(2, learned.vocabulary))
+    (later,) = markers(1_200, 2, 1_800_000_000_000)
+    verdicts, _, _ = process_batch(
+        later, SessionRows.empty(len(later.sessions), parts.shape), PartitionState(0), served
+    )
+    ids = served.encoder.ids(later.tokens)[:, 0]
+    steps = verdicts.states[verdicts.walk.steps]
+    expected = np.exp(learned.model.log_probabilities(steps)[0])
+    for token, counted in ((OOV, verdicts.unknown[0]), (RARE, verdicts.rare[0])):
+        share = float((ids == token).mean())
+        assert counted == (ids == token).sum()
+        assert share > 0.02
+        assert 0.4 < float(expected[:, token].mean()) / share < 1.3
+
+
+def test_hashed_fields_are_served_as_they_were_learned(parts: Parts) -> None:
+    """A field in buckets has that many ids, none of them unknown; the bundle keeps the number."""
+    fitted = fit(markers(300, 1, 0), replace(parts, learned=None), 0, lambda epoch: None, time.monotonic, {"action": 8})
+    learned = unpack(bundle_of(fitted), parts.fields, HIDDEN)
+    assert fitted.content["vocabulary"]["fields"]["action"] == {"buckets": 8}
+    assert learned.vocabulary.sizes[0] == 8 + 3
+    assert set(TokenEncoder(2, learned.vocabulary).ids([["new", "x"], ["ok", "ok"]])[:, 0].tolist()) <= set(
+        range(3, 11)
+    )
+
+
+def test_a_vocabulary_of_before_is_served_as_it_was(parts: Parts, learned: Learned) -> None:
+    """Without a version in its file there is no `<rare>`, and tokens count from 2; a later version is refused."""
+    nothing = Calibration.learn([])
+    weights = random_weights(0, learned.vocabulary.sizes, HIDDEN)
+    files = pack(learned.vocabulary, weights, nothing, nothing)
+    schema = {"schema": {"tokens": list(parts.fields), "hidden": HIDDEN}}
+    assert json.loads(files["vocabulary.json"]).keys() == {"fields", "tokens"}
+    found = unpack(Bundle("ab" * 32, schema, files), parts.fields, HIDDEN)
+    assert found.vocabulary == learned.vocabulary
+    assert TokenEncoder(2, found.vocabulary).ids([["view", "new"], ["ok", None]]).tolist() == [[2, 2], [0, 1]]
+    words = json.loads(files["vocabulary.json"]) | {"version": 9}
+    with pytest.raises(BundleError, match="version 9"):
+        unpack(Bundle("ab" * 32, schema, files | {"vocabulary.json": json.dumps(words).encode()}), parts.fields, HIDDEN)
 
 
 def test_too_little_for_the_promise_is_said(fitted: Fit, parts: Parts, events: list[Events]) -> None:

@@ -251,7 +251,8 @@ def test_readme_scores_a_file(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
     anomalies = [json.loads(line) for line in done.stdout.splitlines() if line.startswith("{")]
     broken = [a for a in anomalies if a["session"] == "session-7" and a["type"] == "record"]
-    assert [(a["observed"]["action"], a["expected"]["action"][0]["token"]) for a in broken] == [("ship", "pay")]
+    # What follows may be strange too: no session of the history went on from there.
+    assert (broken[0]["observed"]["action"], broken[0]["expected"]["action"][0]["token"]) == ("ship", "pay")
     assert len(anomalies) <= 12  # 3,182 records and 500 sessions at a promise of 0.001 allow a few
 
 

@@ -106,6 +106,15 @@ def test_other_variables_are_nobodys_business() -> None:
     assert parse_settings(MINIMAL, {"PATH": "[", "XOFFBEAT_BROKER": "y"}) == parse_settings(MINIMAL, {})
 
 
+@pytest.mark.parametrize(("buckets", "said"), [({"other": 8}, "none of the tokens"), ({"a": 1}, "from 2 to 10,000")])
+def test_buckets_are_of_token_fields(buckets: dict[str, int], said: str) -> None:
+    """A field that is not learned, or a number of buckets that makes no sense, is refused by its key."""
+    stream = MINIMAL["streams"]["orders"] | {"tokens": ["a"]}
+    assert parse_settings({"streams": {"s": stream | {"buckets": {"a": 256}}}}, {}).stream("s").buckets == {"a": 256}
+    with pytest.raises(ConfigError, match=said):
+        parse_settings({"streams": {"s": stream | {"buckets": buckets}}}, {})
+
+
 def test_an_unknown_stream_is_told_the_known_ones() -> None:
     """Asking for a stream that is not there lists those that are."""
     with pytest.raises(ConfigError, match="no stream 'x'; it has: orders"):
