@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -14,7 +13,7 @@ from detectors.process import Verdicts
 from detectors.rows import SessionRows
 from features.events import Events
 from features.sessions import ENDED, STEP
-from features.tokens import Vocabulary
+from features.tokens import RESERVED, Vocabulary
 
 TOP = 3  # expected tokens shown per field
 SHOWN = 10  # last events shown; fewer where the config keeps a shorter context
@@ -27,8 +26,8 @@ def explain_record(verdicts: Verdicts, operation: int, rows: SessionRows, parts:
     assert parts.learned is not None, "a record is an anomaly only under a bundle"
     record = int(verdicts.walk.record[operation])
     return {
-        "observed": observed(verdicts.events, record, parts),
-        "expected": _expected(parts.learned, parts.fields, verdicts.states[operation]),
+        "observed": observed(verdicts, record, parts),
+        "expected": _expected(parts.learned, parts, verdicts.states[operation], _name(verdicts.events, record, parts)),
         "contributions": {
             field: float(nats) for field, nats in zip(parts.fields, verdicts.surprise[record], strict=True)
         },
@@ -43,7 +42,7 @@ def explain_end(verdicts: Verdicts, end: int, rows: SessionRows, parts: Parts) -
     worst, offset = float(verdicts.ends.worst[end]), int(verdicts.ends.worst_offset[end])
     return {
         "observed": {"end": ENDED[int(verdicts.walk.kind[operation])]},
-        "expected": _expected(parts.learned, parts.fields, verdicts.states[operation]),
+        "expected": _expected(parts.learned, parts, verdicts.states[operation]),
         "contributions": {
             "worst_record": worst if math.isfinite(worst) else None,
             "end": float(verdicts.ends.end_surprise[end]),
@@ -53,21 +52,41 @@ def explain_end(verdicts: Verdicts, end: int, rows: SessionRows, parts: Parts) -
     }
 
 
-def observed(events: Events, record: int, parts: Parts) -> dict[str, str | None]:
-    """What came; of a log line its words, not its template."""
-    came = {field: column[record] for field, column in zip(parts.fields, events.tokens, strict=True)}
+def observed(verdicts: Verdicts, record: int, parts: Parts) -> dict[str, str | float | None]:
+    """What came; of a log line its words, not its template, and of a counter its rate."""
+    events, words = verdicts.events, parts.fields[: parts.shape.fields]
+    came: dict[str, str | float | None] = {f: column[record] for f, column in zip(words, events.tokens, strict=True)}
     if events.messages is not None:
         said = events.messages[record]
-        came[parts.fields[-1]] = None if said is None else said[:SHOWN_CHARACTERS]
-    return came
+        came[words[-1]] = None if said is None else said[:SHOWN_CHARACTERS]
+    return came | _numbers(parts, verdicts.measures[record])
 
 
-def _expected(learned: Learned, fields: Sequence[str], state: NDArray[np.float32]) -> dict[str, Any]:
-    expected = {}
-    for f, (field, log_p) in enumerate(zip(fields, learned.model.log_probabilities(state[None]), strict=True)):
+def _numbers(parts: Parts, measures: NDArray[np.float32]) -> dict[str, float | None]:
+    """Numbers by their fields, as JSON can hold them: none where there is none, and none infinite."""
+    largest = float(np.finfo(np.float32).max)
+    shown = (None if math.isnan(x) else min(max(x, -largest), largest) for x in measures.tolist())
+    return dict(zip(parts.number_fields, shown, strict=True))
+
+
+def _name(events: Events, record: int, parts: Parts) -> str | None:
+    """Of which number the record is a sample; None where its columns say so."""
+    names = parts.measures.names(events)
+    return None if names is None else names[record]
+
+
+def _expected(learned: Learned, parts: Parts, state: NDArray[np.float32], name: str | None = None) -> dict[str, Any]:
+    """The likeliest tokens, and of numbers where they should lie; of named ones that of `name`, if it is known."""
+    expected: dict[str, Any] = {}
+    for f, (field, log_p) in enumerate(zip(parts.fields, learned.kernel.log_probabilities(state[None]), strict=True)):
         p = log_p[0]
-        top = np.argsort(-p, kind="stable")[:TOP].tolist()
-        expected[field] = [{"token": _text(learned, f, token), "probability": float(np.exp(p[token]))} for token in top]
+        if f < parts.shape.fields:
+            top = np.argsort(-p, kind="stable")[:TOP].tolist()
+            expected[field] = [{"token": _text(learned, f, t), "probability": float(np.exp(p[t]))} for t in top]
+            continue
+        binning = learned.numbers.of(f - parts.shape.fields, name)
+        interval = None if binning is None else binning.interval(np.exp(p))
+        expected[field] = [] if interval is None else [dict(zip(("low", "median", "high"), interval, strict=True))]
     return expected
 
 
@@ -90,16 +109,29 @@ def _context(
     opened = np.flatnonzero(walk.first[records])
     if walk.kind[operation] == STEP and walk.first[walk.record[operation]]:
         return []
-    times, hashes = verdicts.events.time_ms[records], verdicts.hashes[records]
-    if len(opened):
-        times, hashes = times[opened[-1] :], hashes[opened[-1] :]
-    elif rows.events[row] > 0:
-        earlier_times, earlier_hashes = rows.recent(int(row))
-        times, hashes = np.concatenate([earlier_times, times]), np.concatenate([earlier_hashes, hashes])
+    records = records[opened[-1] :] if len(opened) else records
+    times, hashes, measures = verdicts.events.time_ms[records], verdicts.hashes[records], verdicts.measures[records]
+    if not len(opened) and rows.events[row] > 0:
+        before = rows.recent(int(row))
+        times, hashes = np.concatenate([before[0], times]), np.concatenate([before[1], hashes])
+        measures = np.concatenate([before[2], measures])
     shown = min(SHOWN, parts.shape.context)
-    times, hashes = times[-shown:], hashes[-shown:]
-    ids = parts.encoder.ids_of_hashes(hashes)
+    return in_words(times[-shown:], hashes[-shown:], measures[-shown:], parts, vocabulary)
+
+
+def in_words(
+    times: NDArray[np.int64], hashes: NDArray[np.uint64], measures: NDArray[np.float32], parts: Parts,
+    vocabulary: Vocabulary | None,
+) -> list[dict[str, Any]]:  # fmt: skip
+    """Events that a row has kept, (k,), (k, F) and (k, N), as they can still be told: hashes cannot be turned back."""
+    ids, words = parts.encoder.ids_of_hashes(hashes), parts.fields[: parts.shape.fields]
+
+    def word(field: int, token: int) -> str:
+        return RESERVED[token] if vocabulary is None else vocabulary.text(field, token)
+
     return [
-        {"time_ms": int(t), **{field: vocabulary.text(f, int(ids[k, f])) for f, field in enumerate(parts.fields)}}
+        {"time_ms": int(t)}
+        | {field: word(f, int(ids[k, f])) for f, field in enumerate(words)}
+        | _numbers(parts, measures[k])
         for k, t in enumerate(times)
     ]

@@ -12,12 +12,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from detectors.calibration import Calibration
-from detectors.parts import NO_TEMPLATES, Learned, Parts, pack
+from detectors.parts import NO_NUMBERS, NO_TEMPLATES, Learned, Parts, pack
 from detectors.process import Verdicts, process_batch
 from detectors.rows import PartitionState, SessionRows
 from features.event_order import put_in_order
 from features.events import Events
+from features.measures import LEAST_SPAN_MS, SEASONS, measure
 from features.messages import MessageReader
+from features.numbers import UNKNOWN, NumberBins
 from features.sessions import END_INPUT, NO_WATERMARK, Walk, log_gaps, number_sessions, walk_sessions
 from features.template_mining import mine
 from features.templates import Templates
@@ -29,6 +31,8 @@ from models.training import Epoch, Sequence, TrainingOptions, train
 # Shares of the sessions, in order of their first events: to learn from, to stop at, and (the rest) to calibrate on.
 LEARN, VALIDATE = 0.7, 0.1
 MIN_SESSIONS = 100
+# Where sessions are fewer, long ones are cut into pieces, each of which the model learns as a session of its own.
+PIECES, LEAST_PIECE = 1_000, 32
 MAX_VOCABULARY = 10_000
 
 Texts = list[str | None]
@@ -43,6 +47,7 @@ class Fit:
     warnings: list[str]
     templates: Templates
     vocabulary: Vocabulary
+    numbers: NumberBins
 
 
 @dataclass(frozen=True)
@@ -51,6 +56,7 @@ class _Partition:
 
     arrived: Events
     events: Events
+    measures: NDArray[np.float32]
     walk: Walk
     session: NDArray[np.int32]
 
@@ -75,35 +81,45 @@ def fit(
     UnsuitableDataError
         Too few sessions, or nothing to learn.
     """
-    partitions, first_ms = _sessionise([events for events in history if len(events)], parts)
+    history = [events for events in history if len(events)]
+    partitions, first_ms = _sessionise(history, parts)
+    if len(first_ms) < MIN_SESSIONS:  # hosts, say, whose sessions never end
+        longest = max(LEAST_PIECE, sum(map(len, history)) // PIECES)
+        partitions, first_ms = _sessionise(history, parts, longest)
     if len(first_ms) < MIN_SESSIONS:
         message = (
-            f"the history holds {len(first_ms)} sessions; at least {MIN_SESSIONS} are needed to learn from and to "
-            "calibrate on: give a longer time span, or check session.by and session.gap"
+            f"the history holds {len(first_ms)} sessions, or pieces of {LEAST_PIECE} events of long ones; at least "
+            f"{MIN_SESSIONS} are needed to learn from and to calibrate on: give a longer time span, or check "
+            "session.by and session.gap"
         )
         raise UnsuitableDataError(message)
     role = _split(first_ms)
     templates, partitions = _templates(partitions, role)
     vocabulary, while_learning = _vocabularies(partitions, role, parts, buckets)
-    encoder = TokenEncoder(len(parts.fields), vocabulary)
+    numbers = _bins(partitions, role, parts)
+    seasonal = tuple(name for name in parts.measures.seasonal if _span_ms(first_ms) >= LEAST_SPAN_MS[name])
+    knowing, parts = (_knowing(parts, words, numbers, seasonal) for words in (while_learning, vocabulary))
     learning, validation = (
-        [s for p in partitions for s in _sequences(p, role == r, with_)]
-        for r, with_ in ((0, TokenEncoder(len(parts.fields), while_learning)), (1, encoder))
+        [s for p in partitions for s in _sequences(p, role == r, with_)] for r, with_ in ((0, knowing), (1, parts))
     )
     # Where nothing is rare, `<rare>` never comes, and there is no need to learn from it.
     unknown = (OOV, RARE) if any(map(len, vocabulary.rare or ())) else (OOV,)
-    options = TrainingOptions(hidden=parts.shape.hidden, seed=seed, unknown=unknown)
+    others = len(parts.number_fields) + len(seasonal)
+    options = TrainingOptions(
+        hidden=parts.shape.hidden, seed=seed, unknown=(unknown,) * parts.shape.fields + ((UNKNOWN,),) * others
+    )
+    sizes, inputs = (*vocabulary.sizes, *numbers.sizes), tuple(1 + SEASONS[name] for name in seasonal)
     epochs: list[Epoch] = []
 
     def progress(epoch: Epoch) -> None:
         epochs.append(epoch)
         on_epoch(epoch)
 
-    weights = train(learning, validation, vocabulary.sizes, options, progress, clock)
-    records, sessions = _calibrate(partitions, role == 2, replace(parts, encoder=encoder), vocabulary, weights)
+    weights = train(learning, validation, sizes, options, progress, clock, inputs)
+    records, sessions = _calibrate(partitions, role == 2, parts, GruKernel(weights, sizes, inputs))
     content = {
         "stream": parts.stream,
-        "schema": {"tokens": list(parts.fields), "hidden": parts.shape.hidden, "core": "gru"},
+        "schema": parts.schema | {"core": "gru", "seasonal": list(seasonal)},
         "rules": {"gap_ms": parts.rules.gap_ms, "max_events": parts.rules.max_events},
         "data": _data_span(partitions, first_ms),
         "training": {
@@ -115,12 +131,46 @@ def fit(
         "calibration": {"records": records.count, "sessions": sessions.count},
         "versions": {name: version(name) for name in ("offbeat", "torch", "numpy", "numba")},
     }  # fmt: skip
-    files = pack(vocabulary, weights, records, sessions, templates)
-    return Fit(content, files, _warnings(records, sessions, parts.rate), templates, vocabulary)
+    files = pack(vocabulary, weights, records, sessions, templates, numbers)
+    return Fit(content, files, _warnings(records, sessions, parts.rate), templates, vocabulary, numbers)
 
 
-def _sessionise(history: list[Events], parts: Parts) -> tuple[list[_Partition], NDArray[np.int64]]:
-    """Walk each partition; also give every session's first event time."""
+def _knowing(parts: Parts, vocabulary: Vocabulary, numbers: NumberBins, seasonal: tuple[str, ...]) -> Parts:
+    """Parts that give a model its ids, but have no model yet."""
+    nothing = Calibration.learn([])
+    learned = Learned("0" * 64, vocabulary, None, nothing, nothing, numbers=numbers, seasonal=seasonal)
+    return replace(parts, encoder=TokenEncoder(parts.shape.fields, vocabulary), learned=learned)
+
+
+def _span_ms(first_ms: NDArray[np.int64]) -> int:
+    return int(first_ms.max() - first_ms.min())
+
+
+def _bins(partitions: list[_Partition], role: NDArray[np.int8], parts: Parts) -> NumberBins:
+    """Bins of the numbers of the sessions to learn from."""
+    if not parts.number_fields:
+        return NO_NUMBERS
+    measures: list[NDArray[np.float32]] = []
+    names: list[str | None] = []
+    for p in partitions:
+        records = _records(p, role == 0)
+        measures.append(p.measures[records])
+        given = parts.measures.names(p.events)
+        names += [] if given is None else [given[i] for i in records.tolist()]
+    learned = np.concatenate(measures).astype(np.float64)
+    return NumberBins.learn(learned, names if parts.measures.named_by is not None else None)
+
+
+def _records(partition: _Partition, chosen: NDArray[np.bool_]) -> NDArray[np.int32]:
+    """Events of the chosen sessions, but for late ones."""
+    steps = partition.walk.steps
+    return partition.walk.record[steps[chosen[partition.session[steps]]]]
+
+
+def _sessionise(
+    history: list[Events], parts: Parts, longest: int = 2**31 - 1
+) -> tuple[list[_Partition], NDArray[np.int64]]:
+    """Walk each partition; also give every session's first event time. `longest` as `number_sessions` has it."""
     partitions: list[_Partition] = []
     first_ms: list[NDArray[np.int64]] = []
     opened = 0
@@ -128,10 +178,11 @@ def _sessionise(history: list[Events], parts: Parts) -> tuple[list[_Partition], 
         rows = SessionRows.empty(len(events.sessions), parts.shape)
         ordered = put_in_order(events, rows.held, NO_WATERMARK, parts.rules, close_all=True)
         walk = walk_sessions(ordered, rows.clocks, parts.rules, close_all=True)
-        partitions.append(_Partition(events, ordered.events, walk, number_sessions(walk) + opened))
-        starts = ordered.events.time_ms[walk.opens]
-        first_ms.append(starts)
-        opened += len(starts)
+        numbers, begins = number_sessions(walk, longest)
+        measures, _, _ = measure(ordered.events, walk, rows.counter_value, rows.counter_ms, parts.measures)
+        partitions.append(_Partition(events, ordered.events, measures, walk, numbers + opened))
+        first_ms.append(ordered.events.time_ms[begins])
+        opened += len(begins)
     return partitions, np.concatenate(first_ms) if first_ms else np.empty(0, np.int64)
 
 
@@ -156,8 +207,7 @@ def _templates(partitions: list[_Partition], role: NDArray[np.int8]) -> tuple[Te
 
 
 def _learned_messages(partition: _Partition, role: NDArray[np.int8]) -> Iterator[str]:
-    steps = partition.walk.steps
-    for record in partition.walk.record[steps[role[partition.session[steps]] == 0]].tolist():
+    for record in _records(partition, role == 0).tolist():
         said = (partition.events.messages or [])[record]
         if said is not None:
             yield said
@@ -171,19 +221,19 @@ def _vocabularies(
     partitions: list[_Partition], role: NDArray[np.int8], parts: Parts, buckets: Mapping[str, int] | None
 ) -> tuple[Vocabulary, Vocabulary]:
     """The tokens of the sessions to learn from, as `Vocabulary.learn` gives them; what only others have is `<oov>`."""
-    columns: list[list[str | None]] = [[] for _ in parts.fields]
+    fields = parts.fields[: parts.shape.fields]
+    columns: list[list[str | None]] = [[] for _ in fields]
     for p in partitions:
-        steps = p.walk.steps
-        records = p.walk.record[steps][role[p.session[steps]] == 0]
+        records = _records(p, role == 0).tolist()
         for column, texts in zip(columns, p.events.tokens, strict=True):
             column.extend(texts[i] for i in records)
-    return Vocabulary.learn(parts.fields, columns, MAX_VOCABULARY, buckets)
+    return Vocabulary.learn(fields, columns, MAX_VOCABULARY, buckets)
 
 
-def _sequences(partition: _Partition, chosen: NDArray[np.bool_], encoder: TokenEncoder) -> list[Sequence]:
+def _sequences(partition: _Partition, chosen: NDArray[np.bool_], parts: Parts) -> list[Sequence]:
     """The chosen sessions of a partition, as the model takes them."""
     walk, session = partition.walk, partition.session
-    ids, gaps = encoder.ids(partition.events.tokens), log_gaps(walk.gap_ms)
+    ids, gaps = parts.ids(partition.events, partition.measures), log_gaps(walk.gap_ms)
     steps = partition.walk.steps
     steps = steps[np.argsort(session[steps], kind="stable")]  # session by session, each in order
     numbers, starts = np.unique(session[steps], return_index=True)
@@ -196,13 +246,11 @@ def _sequences(partition: _Partition, chosen: NDArray[np.bool_], encoder: TokenE
 
 
 def _calibrate(
-    partitions: list[_Partition], held_back: NDArray[np.bool_], parts: Parts,
-    vocabulary: Vocabulary, weights: dict[str, NDArray[np.float32]],
-) -> tuple[Calibration, Calibration]:  # fmt: skip
+    partitions: list[_Partition], held_back: NDArray[np.bool_], parts: Parts, model: GruKernel
+) -> tuple[Calibration, Calibration]:
     """Score the history as a worker would; keep the scores of records and of ended sessions held back."""
-    nothing = Calibration.learn([])
-    learned = Learned("0" * 64, vocabulary, GruKernel(weights, vocabulary.sizes), nothing, nothing)
-    parts = replace(parts, learned=learned)
+    assert parts.learned is not None, "vocabulary and bins are known by now"
+    parts = replace(parts, learned=replace(parts.learned, model=model))
     records: list[NDArray[np.float32]] = []
     sessions: list[NDArray[np.float32]] = []
     for p in partitions:
@@ -216,8 +264,7 @@ def _calibrate(
 
 
 def _record_scores(verdicts: Verdicts, partition: _Partition, held_back: NDArray[np.bool_]) -> NDArray[np.float32]:
-    steps = partition.walk.steps
-    return verdicts.score[verdicts.walk.record[steps[held_back[partition.session[steps]]]]]
+    return verdicts.score[_records(partition, held_back)]
 
 
 def _data_span(partitions: list[_Partition], first_ms: NDArray[np.int64]) -> dict[str, Any]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -14,14 +15,19 @@ from safetensors.numpy import load, save
 
 from detectors.calibration import Calibration
 from detectors.rows import RowShape
+from features.events import Events
+from features.measures import SEASONS, NumberRules, seasons
+from features.numbers import NumberBins, NumberEncoder
 from features.sessions import SessionRules
 from features.templates import Templates
-from features.tokens import TokenEncoder, Vocabulary
+from features.tokens import TokenEncoder, Vocabulary, stable_hash
 from models.bundle import Bundle
 from models.errors import BundleError
 from models.runtime import GruKernel
 
 NO_TEMPLATES = Templates(())
+NO_NUMBERS = NumberBins(())
+NO_RULES = NumberRules()
 VOCABULARY_VERSION = 2  # the first had no version in its file, and no `<rare>`
 
 
@@ -33,6 +39,10 @@ class Learned:
     ----------
     templates
         Of log messages; none for other streams.
+    numbers
+        Bins of the number columns.
+    seasonal
+        Which positions in time the model is given (features/measures.py).
     certificate
         Of the features it was trained with (features/certificate.py); None where the bundle has none.
     number
@@ -41,11 +51,19 @@ class Learned:
 
     digest: str
     vocabulary: Vocabulary
-    model: GruKernel
+    model: GruKernel | None  # none while it is being trained
     records: Calibration
     sessions: Calibration
     templates: Templates = NO_TEMPLATES
     certificate: dict[str, str] | None = None
+    numbers: NumberBins = NO_NUMBERS
+    seasonal: tuple[str, ...] = ()
+
+    @property
+    def kernel(self) -> GruKernel:
+        """The model, which there is but in training."""
+        assert self.model is not None, "a bundle has a model"
+        return self.model
 
     @property
     def number(self) -> int:
@@ -59,8 +77,12 @@ class Parts:
 
     Attributes
     ----------
+    fields
+        What is learned: the token fields, of which `shape` tells how many, and then the numbers.
     learned
         None until a bundle serves.
+    measures
+        What the number columns are.
     remembered
         How many event ids a partition remembers, to know duplicates; 0 where events have none.
     sends_late
@@ -77,6 +99,55 @@ class Parts:
     learned: Learned | None
     remembered: int = 0
     sends_late: bool = False
+    measures: NumberRules = NO_RULES
+
+    @property
+    def schema(self) -> dict[str, Any]:
+        """What a bundle must have been trained with, as its manifest holds it."""
+        rules, numbers = self.measures, self.number_fields
+        return {
+            "tokens": list(self.fields[: self.shape.fields]), "hidden": self.shape.hidden, "numbers": list(numbers),
+            "counters": [*(numbers[column] for column in rules.counters), *rules.counter_names],
+        }  # fmt: skip
+
+    @property
+    def number_fields(self) -> tuple[str, ...]:
+        """Names of the number columns."""
+        return self.fields[self.shape.fields :]
+
+    @cached_property
+    def _number_encoder(self) -> NumberEncoder:
+        return NumberEncoder(None if self.learned is None else self.learned.numbers)
+
+    @cached_property
+    def _name_of_hash(self) -> dict[int, str]:
+        names = None if self.learned is None else self.learned.numbers.names
+        return {stable_hash(name): name for name in names or ()}
+
+    def ids(self, events: Events, measures: NDArray[np.float32]) -> NDArray[np.int32]:
+        """(n, F + I) what the model is given of n events and their (n, N) measures: ids of fields, then of seasons."""
+        numbers = self._number_encoder.ids(measures.astype(np.float64), self.measures.names(events))
+        return self._beside(self.encoder.ids(events.tokens, len(events)), numbers, events.time_ms)
+
+    def tails(self, events: Events, measures: NDArray[np.float32], ids: NDArray[np.int32]) -> NDArray[np.float32]:
+        """(n, N) nats that the tails of numbers add to the surprise of their ids."""
+        mine = np.ascontiguousarray(ids[:, self.shape.fields : len(self.fields)])
+        return self._number_encoder.tails(measures.astype(np.float64), mine, self.measures.names(events))
+
+    def ids_of_context(
+        self, hashes: NDArray[np.uint64], measures: NDArray[np.float32], time_ms: NDArray[np.int64]
+    ) -> NDArray[np.int32]:
+        """The same of (k, F) hashes, (k, N) measures and (k,) times that a row has kept."""
+        by = self.measures.named_by
+        names = None if by is None else [self._name_of_hash.get(h) for h in hashes[:, by].tolist()]
+        numbers = self._number_encoder.ids(measures.astype(np.float64), names)
+        return self._beside(self.encoder.ids_of_hashes(hashes), numbers, time_ms)
+
+    def _beside(
+        self, tokens: NDArray[np.int32], numbers: NDArray[np.int32], time_ms: NDArray[np.int64]
+    ) -> NDArray[np.int32]:
+        wanted = () if self.learned is None else self.learned.seasonal
+        return np.concatenate([tokens, numbers, seasons(time_ms, wanted)], axis=1)
 
 
 def pack(
@@ -85,6 +156,7 @@ def pack(
     records: Calibration,
     sessions: Calibration,
     templates: Templates = NO_TEMPLATES,
+    numbers: NumberBins = NO_NUMBERS,
 ) -> dict[str, bytes]:
     """A bundle's files, from what was learned."""
     calibration: dict[str, NDArray[Any]] = {}
@@ -96,7 +168,7 @@ def pack(
     return {
         "weights.safetensors": save(dict(sorted(weights.items()))),
         "calibration.safetensors": save(calibration),
-    } | _vocabulary_files(vocabulary) | _templates_file(templates)  # fmt: skip
+    } | _vocabulary_files(vocabulary) | _templates_file(templates) | _numbers_file(numbers)  # fmt: skip
 
 
 def _vocabulary_files(vocabulary: Vocabulary) -> dict[str, bytes]:
@@ -128,7 +200,14 @@ def _templates_file(templates: Templates) -> dict[str, bytes]:
     return {"templates.json": json.dumps(templates.to_json(), ensure_ascii=False, indent=1).encode()}
 
 
-def unpack(bundle: Bundle, fields: Sequence[str], hidden: int) -> Learned:
+def _numbers_file(numbers: NumberBins) -> dict[str, bytes]:
+    """None where the stream has no numbers."""
+    if not numbers.binnings:
+        return {}
+    return {"numbers.json": json.dumps(numbers.to_json(), ensure_ascii=False).encode()}
+
+
+def unpack(bundle: Bundle, parts: Parts) -> Learned:
     """What `pack` wrote, checked against the stream's config.
 
     Raises
@@ -136,17 +215,20 @@ def unpack(bundle: Bundle, fields: Sequence[str], hidden: int) -> Learned:
     BundleError
         The bundle was trained for other fields or another hidden size, or a file does not hold what it should.
     """
-    schema = bundle.content.get("schema", {})
-    trained = (tuple(schema.get("tokens", ())), schema.get("hidden"))
-    if trained != (tuple(fields), hidden):
+    wanted = parts.schema
+    schema: dict[str, Any] = {"numbers": [], "counters": []} | bundle.content.get("schema", {})
+    differs = [part for part, value in wanted.items() if schema.get(part) != value]
+    if differs:
         message = (
-            f"bundle {bundle.digest[:12]} was trained with tokens {list(trained[0])} and hidden {trained[1]}, but the "
-            f"config says tokens {list(fields)} and hidden {hidden}; run `offbeat train --promote`"
+            f"bundle {bundle.digest[:12]} was trained with {_in_words(schema, differs)}, but the config says "
+            f"{_in_words(wanted, differs)}; run `offbeat train --promote`"
         )
         raise BundleError(message)
+    seasonal = tuple(schema.get("seasonal", ()))
     try:
         vocabulary = _vocabulary_of(bundle.files)
         templates = Templates.from_json(json.loads(bundle.files.get("templates.json", b"[]")))
+        bins = NumberBins.from_json(json.loads(bundle.files.get("numbers.json", b'{"names":null,"binnings":[]}')))
         certificate = json.loads(bundle.files.get("certificate.json", b"null"))
         weights = load(bundle.files["weights.safetensors"])
         found = load(bundle.files["calibration.safetensors"])
@@ -157,6 +239,9 @@ def unpack(bundle: Bundle, fields: Sequence[str], hidden: int) -> Learned:
     except (KeyError, ValueError, SafetensorError) as error:
         message = f"bundle {bundle.digest[:12]} lacks a part ({error}); run `offbeat train --promote`"
         raise BundleError(message) from None
-    return Learned(
-        bundle.digest, vocabulary, GruKernel(weights, vocabulary.sizes), records, sessions, templates, certificate
-    )
+    model = GruKernel(weights, (*vocabulary.sizes, *bins.sizes), tuple(1 + SEASONS[name] for name in seasonal))
+    return Learned(bundle.digest, vocabulary, model, records, sessions, templates, certificate, bins, seasonal)
+
+
+def _in_words(schema: dict[str, Any], parts: Sequence[str]) -> str:
+    return " and ".join(f"{part} {schema.get(part)}" for part in parts)

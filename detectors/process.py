@@ -16,6 +16,7 @@ from detectors.rows import NO_BUNDLE, NO_OFFSET, PartitionState, SessionRows, re
 from features.duplicates import find_duplicates
 from features.event_order import Ordered, earliest_ms, put_in_order
 from features.events import Events
+from features.measures import measure
 from features.sessions import Walk, log_gaps, walk_sessions
 from models.runtime import F32
 
@@ -56,8 +57,10 @@ class Verdicts:
     ----------
     status
         "ok", or "warming_up" while no bundle serves; scores are NaN then.
+    measures
+        (n, N) float32: what the model saw of the numbers.
     surprise
-        (n, F) nats per field; score is their sum.
+        (n, F + N) nats per field; score is their sum.
     score, p_value, anomaly
         (n,) float32, float64, bool.
     unknown
@@ -76,6 +79,7 @@ class Verdicts:
 
     events: Events
     hashes: NDArray[np.uint64]
+    measures: F32
     walk: Walk
     status: str
     surprise: F32
@@ -123,18 +127,20 @@ def process_batch(
     ordered = put_in_order(events, rows.held, partition.watermark_ms, parts.rules, close_all=close_all)
     events = ordered.events
     walk = walk_sessions(ordered, rows.clocks, parts.rules, close_all=close_all)
-    hashes = parts.encoder.hashes(events.tokens)
-    ids = parts.encoder.ids(events.tokens)
+    hashes = parts.encoder.hashes(events.tokens, len(events))
+    measures, counter_value, counter_ms = measure(events, walk, rows.counter_value, rows.counter_ms, parts.measures)
+    ids = parts.ids(events, measures)
     surprise, end_surprise, states, hidden = _surprise(ids, rows, walk, parts)
+    surprise[:, parts.shape.fields :] += parts.tails(events, measures, ids)
     score = _sum_fields(surprise)
 
-    after = _after(rows, hidden, walk, ordered)
+    after = replace(_after(rows, hidden, walk, ordered), counter_value=counter_value, counter_ms=counter_ms)
     m = len(walk.kind)
     worst, worst_offset, last_offset = np.empty(m, np.float32), np.empty(m, np.int64), np.empty(m, np.int64)
     remember(
-        walk.kind, walk.row, walk.record, walk.first, events.offsets, events.time_ms, hashes, score,
+        walk.kind, walk.row, walk.record, walk.first, events.offsets, events.time_ms, hashes, measures, score,
         rows.events.copy(), after.applied, after.worst, after.worst_offset, after.context_ms, after.context_tokens,
-        worst, worst_offset, last_offset,
+        after.context_numbers, worst, worst_offset, last_offset,
     )  # fmt: skip
     after.bundle[walk.row[walk.steps]] = NO_BUNDLE if learned is None else learned.number
 
@@ -142,8 +148,8 @@ def process_batch(
     end_score = np.maximum(worst[ended], end_surprise[ended])
     p_value, end_p_value = _p_values(score, end_score, learned)
     verdicts = Verdicts(
-        events, hashes, walk, WARMING_UP if learned is None else OK, surprise, score, p_value,
-        (p_value <= parts.rate) & ~walk.is_late, *_unknown_and_rare(ids, learned), states,
+        events, hashes, measures, walk, WARMING_UP if learned is None else OK, surprise, score, p_value,
+        (p_value <= parts.rate) & ~walk.is_late, *_unknown_and_rare(ids, parts), states,
         SessionEnds(
             ended, end_score, end_p_value, end_p_value <= parts.rate, end_surprise[ended],
             worst[ended], worst_offset[ended], last_offset[ended],
@@ -182,17 +188,17 @@ def _surprise(ids: NDArray[np.int32], rows: SessionRows, walk: Walk, parts: Part
     if parts.learned is None:
         nowhere = np.zeros((m, rows.hidden.shape[1]), np.float32)
         return np.full((n, len(parts.fields)), np.nan, np.float32), np.full(m, np.nan, np.float32), nowhere, rows.hidden
-    scores = parts.learned.model.score_and_step(
+    scores = parts.learned.kernel.score_and_step(
         walk.kind, walk.row, walk.record, walk.first,
         ids, log_gaps(walk.gap_ms), rows.hidden,
     )  # fmt: skip
     return scores.surprise, scores.end_surprise, scores.states, scores.hidden
 
 
-def _unknown_and_rare(ids: NDArray[np.int32], learned: Learned | None) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """(F,) each; 0 before a bundle serves."""
-    none = np.zeros(ids.shape[1], np.int64)
-    return (none, none) if learned is None else learned.vocabulary.count(ids)
+def _unknown_and_rare(ids: NDArray[np.int32], parts: Parts) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """(F,) each, of the token fields; 0 before a bundle serves."""
+    tokens, none = ids[:, : parts.shape.fields], np.zeros(parts.shape.fields, np.int64)
+    return (none, none) if parts.learned is None else parts.learned.vocabulary.count(tokens)
 
 
 def _sum_fields(surprise: F32) -> F32:
@@ -222,19 +228,20 @@ def rebuild_stale(rows: SessionRows, parts: Parts) -> SessionRows:
     if len(stale) == 0:
         return rows
     recent = [rows.recent(int(row)) for row in stale]
-    lengths = [len(times) for times, _ in recent]
-    times = np.concatenate([t for t, _ in recent])
+    lengths = [len(times) for times, _, _ in recent]
+    times = np.concatenate([t for t, _, _ in recent])
+    hashes, measures = np.concatenate([h for _, h, _ in recent]), np.concatenate([m for _, _, m in recent])
     starts = np.cumsum([0, *lengths[:-1]])
     first = np.zeros(len(times), np.bool_)
     first[starts] = True
-    latest = np.concatenate([np.maximum.accumulate(t) for t, _ in recent])  # as live: since the latest event so far
+    latest = np.concatenate([np.maximum.accumulate(t) for t, _, _ in recent])  # as live: since the latest event so far
     gaps = np.maximum(times - np.concatenate([times[:1], latest[:-1]]), 0)
     gaps[first] = 0
     which = np.repeat(np.arange(len(stale), dtype=np.int32), lengths)
     n = len(times)
-    scores = learned.model.score_and_step(
+    scores = learned.kernel.score_and_step(
         np.zeros(n, np.int8), which, np.arange(n, dtype=np.int32), first,
-        parts.encoder.ids_of_hashes(np.concatenate([h for _, h in recent])), log_gaps(gaps),
+        parts.ids_of_context(hashes, measures, times), log_gaps(gaps),
         np.zeros((len(stale), rows.hidden.shape[1]), np.float32),
     )  # fmt: skip
     rebuilt = rows.copy()

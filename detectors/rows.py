@@ -102,12 +102,12 @@ class SessionRows:
         for f in fields(self):
             getattr(self, f.name)[indices] = getattr(rows, f.name)
 
-    def recent(self, row: int) -> tuple[NDArray[np.int64], NDArray[np.uint64]]:
-        """The session's last events, oldest first: (k,) times and (k, F) token hashes, k <= W."""
+    def recent(self, row: int) -> tuple[NDArray[np.int64], NDArray[np.uint64], NDArray[np.float32]]:
+        """The session's last events, oldest first: (k,) times, (k, F) token hashes and (k, N) numbers, k <= W."""
         width = self.context_ms.shape[1]
         last = int(self.events[row])
         order = np.arange(max(0, last - width), last) % width
-        return self.context_ms[row, order], self.context_tokens[row, order]
+        return self.context_ms[row, order], self.context_tokens[row, order], self.context_numbers[row, order]
 
 
 DTYPES: dict[str, str] = {
@@ -169,8 +169,8 @@ class PartitionState:
 
 @njit(cache=True)
 def remember(
-    kind, row, record, first, offsets, time_ms, hashes, scores,
-    counted, applied, worst, worst_offset, context_ms, context_tokens,
+    kind, row, record, first, offsets, time_ms, hashes, measures, scores,
+    counted, applied, worst, worst_offset, context_ms, context_tokens, context_numbers,
     ended_worst, ended_worst_offset, ended_applied,
 ):  # fmt: skip
     """Write m operations into rows, in order: context, applied offset, largest score; copy what an ended session had.
@@ -190,10 +190,11 @@ def remember(
         i = record[o]
         if first[i]:
             counted[s], worst[s], worst_offset[s] = 0, -np.inf, NO_OFFSET
-            context_ms[s], context_tokens[s] = 0, 0  # nothing of an earlier session of that name
+            context_ms[s], context_tokens[s], context_numbers[s] = 0, 0, 0  # nothing of an earlier session of that name
         at = counted[s] % width
         context_ms[s, at] = time_ms[i]
         context_tokens[s, at] = hashes[i]
+        context_numbers[s, at] = measures[i]
         counted[s] += 1
         applied[s] = offsets[i]
         if scores[i] > worst[s]:

@@ -30,6 +30,8 @@ _VALUES: tuple[Any, ...] = (
     None, "", "never seen", 200, -1, 2**70, True, False, 1.5, ["list"], "Ünïcode\u2028", "x" * 2_000,
 )  # fmt: skip
 
+_NUMBERS: tuple[Any, ...] = (None, "", "NaN", "1.5", "-2e3", "0x10", "1_000", 7, -0.0, 1e308, 2**70, True, ["list"])
+
 
 @dataclass(frozen=True)
 class _Made:
@@ -42,8 +44,9 @@ class _Made:
 
 
 def certify(
-    decoder: Decoder, vocabulary: Vocabulary, session: str, time: str | None, ends: Sequence[tuple[str, Any]]
-) -> dict[str, str]:
+    decoder: Decoder, vocabulary: Vocabulary, session: str, time: str | None, ends: Sequence[tuple[str, Any]],
+    numbers: Sequence[str] = (),
+) -> dict[str, str]:  # fmt: skip
     """Fingerprints of what the features make of the records.
 
     Parameters
@@ -52,6 +55,8 @@ def certify(
         As it serves: with masks, and with messages read by the bundle's templates.
     session, time, ends
         Paths of session and time, and the values of `end_when`.
+    numbers
+        Paths of the number fields.
 
     Returns
     -------
@@ -59,9 +64,9 @@ def certify(
         16 hexadecimal digits each, for `session`, `time`, `end`, for records set aside (`rejects`), and for each field
         under `field NAME`.
     """
-    events = decoder.decode(_records(vocabulary, session, time, ends), check_key=False)
+    events = decoder.decode(_records(vocabulary, session, time, ends, numbers), check_key=False)
     encoder = TokenEncoder(len(vocabulary.fields), vocabulary)
-    ids, hashes = encoder.ids(events.tokens), encoder.hashes(events.tokens)
+    ids, hashes = encoder.ids(events.tokens, len(events)), encoder.hashes(events.tokens, len(events))
     found = {
         "session": _digest(events.sessions, events.session.tolist()),
         "time": _digest(events.time_ms.tolist()),
@@ -70,6 +75,8 @@ def certify(
     }
     for f, field in enumerate(vocabulary.fields):
         found[f"field {field}"] = _digest(ids[:, f].tolist(), hashes[:, f].tolist())
+    for n, number in enumerate(numbers):
+        found[f"field {number}"] = _digest([value.hex() for value in events.numbers[:, n].tolist()])
     return found
 
 
@@ -77,7 +84,9 @@ def _digest(*parts: Any) -> str:
     return sha256(json.dumps(parts).encode()).hexdigest()[:16]
 
 
-def _records(vocabulary: Vocabulary, session: str, time: str | None, ends: Sequence[tuple[str, Any]]) -> list[_Made]:
+def _records(
+    vocabulary: Vocabulary, session: str, time: str | None, ends: Sequence[tuple[str, Any]], numbers: Sequence[str]
+) -> list[_Made]:
     draw = random.Random(_RECORDS).random  # noqa: S311 (no secret; Python promises this sequence for ever)
 
     def one_of(values: Sequence[Any]) -> Any:
@@ -94,6 +103,8 @@ def _records(vocabulary: Vocabulary, session: str, time: str | None, ends: Seque
         for field, value in ends:
             if draw() < _ENDING:
                 _put(event, field, value)
+        for field in numbers:
+            _put(event, field, 1e4 * draw() - 1e3 if draw() < _KNOWN else one_of(_NUMBERS))
         if time is not None:
             _put(event, time, one_of(_TIMES))
         name = f"session {int(draw() * 40)}"

@@ -43,13 +43,13 @@ _TEXT_OR_NOTHING = {str, type(None)}
 class _Parsed(NamedTuple):
     """Records that could be parsed, as columns: position among the records given, the record, its JSON or line."""
 
-    index: list[int]
+    places: list[int]
     records: list[Record]
     events: list[Any]
 
-    def only(self, kept: Iterable[int]) -> _Parsed:
-        """Those at some places."""
-        return _Parsed(*([column[i] for i in kept] for column in self))
+    def only(self, kept: Sequence[int]) -> _Parsed:
+        """Some of them."""
+        return _Parsed([self.places[i] for i in kept], [self.records[i] for i in kept], [self.events[i] for i in kept])
 
 
 class Decoder:
@@ -141,14 +141,14 @@ class Decoder:
         """
         records = list(records)
         parsed, rejects = self._parsed(records)
-        tombstones = len(records) - len(parsed.index) - len(rejects)
+        tombstones = len(records) - len(parsed.places) - len(rejects)
         next_offset = records[-1].offset + 1 if records else None
         try:
             events = self._columns(parsed, check_key=check_key)
         except RecordError:
             bad = self._bad(parsed, check_key=check_key)
             rejects = sorted([*rejects, *bad.values()], key=lambda reject: reject.index)
-            good = parsed.only([i for i, index in enumerate(parsed.index) if index not in bad])
+            good = parsed.only([i for i, index in enumerate(parsed.places) if index not in bad])
             events = self._columns(good, check_key=check_key)
         events = replace(events, rejects=rejects, tombstones=tombstones, next_offset=next_offset)
         # Only now, so that each record is masked once, and its message counted once.
@@ -179,9 +179,9 @@ class Decoder:
         try:
             self._columns(parsed, check_key=check_key)
         except RecordError as error:
-            n = len(parsed.index)
+            n = len(parsed.places)
             if n == 1:
-                return {parsed.index[0]: Reject(parsed.index[0], error)}
+                return {parsed.places[0]: Reject(parsed.places[0], error)}
             halves = (parsed.only(range(n // 2)), parsed.only(range(n // 2, n)))
             return self._bad(halves[0], check_key=check_key) | self._bad(halves[1], check_key=check_key)
         return {}

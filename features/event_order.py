@@ -34,6 +34,7 @@ class HeldEvent(NamedTuple):
     is_end: bool
     tokens: list[str | None]
     message: str | None
+    numbers: list[float]
 
     @property
     def characters(self) -> int:
@@ -184,7 +185,7 @@ def _each(events: Events) -> list[HeldEvent]:
     messages = [None] * len(events) if events.messages is None else events.messages
     tokens = list(map(list, zip(*events.tokens, strict=True))) if events.tokens else [[] for _ in range(len(events))]
     columns = events.time_ms.tolist(), events.offsets.tolist(), events.ends.tolist(), tokens, messages
-    return list(map(HeldEvent, *columns))
+    return list(map(HeldEvent, *columns, events.numbers.tolist()))
 
 
 def _as_columns(given: Events, index: NDArray[np.int32], session: Sequence[int], events: Sequence[HeldEvent]) -> Events:
@@ -198,4 +199,5 @@ def _as_columns(given: Events, index: NDArray[np.int32], session: Sequence[int],
         tokens=[[e.tokens[f] for e in events] for f in range(len(given.tokens))],
         ends=np.array([e.is_end for e in events], np.bool_),
         messages=None if given.messages is None else [e.message for e in events],
+        numbers=np.array([e.numbers for e in events], np.float64).reshape(len(events), given.numbers.shape[1]),
     )

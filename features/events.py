@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -128,7 +128,7 @@ class Events:
     def _piece(self, low: int, high: int, rejects: list[Reject], *, is_first: bool) -> Events:
         numbers: dict[int, int] = {}
         session = [numbers.setdefault(s, len(numbers)) for s in self.session[low:high].tolist()]
-        counts = {} if is_first else dict.fromkeys(_COUNTS, 0)
+        counts: dict[str, Any] = {} if is_first else dict.fromkeys(_COUNTS, 0)
         return replace(
             self.take(np.arange(low, high)),
             session=np.array(session, np.int32),

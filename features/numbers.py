@@ -27,11 +27,11 @@ LARGEST = 1e300  # numbers beyond are taken for this one, so that differences an
 _TAIL, _LARGEST_TAIL, _TAIL_VALUES = 0.01, 0.05, 20  # mass of a tail: a hundredth, or more where that is too few values
 _BIN_VALUES = 10  # fewer are no estimate of a bin's probability
 _SHAPES = (0.1, 1.0)  # of a tail: the first keeps surprise growing with the logarithm, with the second a mean is gone
-_SHAPE = 0.5  # where the excesses are too few to tell
+_SHAPE = 0.5  # where the excesses are too few to tell; where there are none, the largest
 _SHAPE_VALUES = 12
-# A tail's scale is at least these parts of the interquartile range and of the outer edges, and this much: it divides
-# distances, and a constant that moves by its last digits is no catastrophe.
-_OF_SPREAD, _OF_SIZE, _LEAST = 0.01, 0.001, 1e-6
+# A tail's scale is at least these parts of the interquartile range and of the outer edges: it divides distances, and a
+# constant that moves by its last digits is no catastrophe. What was always 0 has no scale to go by.
+_OF_SPREAD, _OF_SIZE, _OF_ZEROS, _LEAST = 0.01, 0.001, 0.001, 1e-9
 
 
 @dataclass(frozen=True)
@@ -51,7 +51,7 @@ class Tail:
         Parameters
         ----------
         excesses
-            (m,) float64, above 0.
+            (m,) float64, at least 0.
         least_scale
             The scale where there are none, and never less.
 
@@ -62,12 +62,12 @@ class Tail:
         and the scale then follows from the median, M = scale (2^shape - 1) / shape.
         """
         if not len(excesses):
-            return cls(least_scale, _SHAPE)
+            return cls(least_scale, _SHAPES[1])
         shape = _SHAPE
         median, quartile = np.quantile(excesses, [0.5, 0.75]).tolist()
         if len(excesses) >= _SHAPE_VALUES and median > 0:
             shape = min(max(math.log2(max(quartile / median - 1, 1e-9)), _SHAPES[0]), _SHAPES[1])
-        return cls(max(shape * median / (2**shape - 1), least_scale), shape)
+        return cls(min(max(shape * median / (2**shape - 1), least_scale), LARGEST), shape)
 
     def distance(self, beyond: float) -> float:
         """The distance that a share `beyond` of the tail exceeds."""
@@ -113,16 +113,17 @@ class Binning:
             (n,) float64 in any order; NaN is passed over.
         bins
             How many bins of equal mass, where the values suffice; those of single values and the gaps between them
-            may come on top, to less than twice as many.
+            may come on top, to about twice as many.
         """
         x = np.clip(np.sort(values[~np.isnan(values)]), -LARGEST, LARGEST) + 0.0  # of two zeros, the positive one
         if not len(x):
-            return cls(np.empty(0), Tail(_LEAST, _SHAPE), Tail(_LEAST, _SHAPE))
+            return cls(np.empty(0), Tail(_OF_ZEROS, _SHAPE), Tail(_OF_ZEROS, _SHAPE))
         edges = _edges(x, bins)
         lower, upper = np.quantile(x, [0.25, 0.75])  # what a strange value far away does not move
-        least = max(_OF_SPREAD * (upper - lower), _OF_SIZE * max(abs(edges[0]), abs(edges[-1])), _LEAST)
+        scale = max(_OF_SPREAD * float(upper - lower), _OF_SIZE * float(max(abs(edges[0]), abs(edges[-1]))))
+        least = max(scale, _LEAST) if x[0] or x[-1] else _OF_ZEROS
         low, high = edges[0] - x[x < edges[0]], x[x >= edges[-1]] - edges[-1]
-        return cls(edges, Tail.fit(low, float(least)), Tail.fit(high, float(least)))
+        return cls(edges, Tail.fit(low, least), Tail.fit(high, least))
 
     @property
     def size(self) -> int:
@@ -203,7 +204,7 @@ class Binning:
 
 
 def _is_sound(tail: Tail) -> bool:
-    return _LEAST <= tail.scale <= 2 * LARGEST and _SHAPES[0] <= tail.shape <= _SHAPES[1]
+    return _LEAST <= tail.scale <= LARGEST and _SHAPES[0] <= tail.shape <= _SHAPES[1]
 
 
 def _above(value: float) -> float:
@@ -400,4 +401,4 @@ def _tails(numbers, ids, which, starts, edges, tails, out):
 
 @njit(cache=True)
 def _nats(distance, scale, shape):
-    return np.float32((1.0 + 1.0 / shape) * math.log1p(shape * distance / scale))
+    return np.float32((1.0 + 1.0 / shape) * math.log1p(min(shape * distance / scale, 1e308)))

@@ -235,21 +235,37 @@ def log_gaps(gap_ms):
     return out
 
 
-def number_sessions(walk: Walk) -> NDArray[np.int32]:
-    """(m,) which session each operation belongs to, counted from 0 in order of first events.
+def number_sessions(walk: Walk, longest: int = 2**31 - 1) -> tuple[NDArray[np.int32], NDArray[np.int32]]:
+    """Number the sessions of a walk that began without open ones.
 
-    For walks that began without open sessions.
+    Parameters
+    ----------
+    longest
+        A session of more events counts as several, each of that many.
+
+    Returns
+    -------
+    numbers, begins
+        (m,) which session each operation belongs to, counted from 0 in order of first events (-1: a late event before
+        any), and the event each begins with.
     """
-    numbers = np.empty(len(walk.kind), np.int32)
-    _number(walk.kind, walk.row, walk.record, walk.first, np.full(len(walk.clocks.events), -1, np.int32), numbers)
-    return numbers
+    numbers, begins = np.empty(len(walk.kind), np.int32), np.empty(len(walk.first), np.int32)
+    rows = len(walk.clocks.events)
+    current, events = np.full(rows, -1, np.int32), np.zeros(rows, np.int64)
+    found = _number(walk.kind, walk.row, walk.record, walk.first, current, events, longest, numbers, begins)
+    return numbers, begins[:found]
 
 
 @njit(cache=True)
-def _number(kind, row, record, first, current, numbers):
-    opened = 0
+def _number(kind, row, record, first, current, events, longest, numbers, begins):
+    found = 0
     for o in range(len(kind)):
-        if kind[o] == STEP and first[record[o]]:
-            current[row[o]] = opened
-            opened += 1
-        numbers[o] = current[row[o]]
+        s = row[o]
+        if kind[o] == STEP:
+            if first[record[o]] or events[s] == longest:
+                current[s], begins[found] = found, record[o]
+                found += 1
+                events[s] = 0
+            events[s] += 1
+        numbers[o] = current[s]
+    return found

@@ -181,9 +181,9 @@ class TokenEncoder:
         self._hashes = [_Hashes() for _ in vocabulary.tokens]
         self._id_of_hash = [{stable_hash(t): i for t, i in ids.items()} for ids in self._ids]
 
-    def ids(self, columns: Sequence[Sequence[str | None]]) -> NDArray[np.int32]:
-        """(n, F) int32 vocabulary ids of F columns of n texts."""
-        out = np.empty((len(columns[0]), len(columns)), np.int32)
+    def ids(self, columns: Sequence[Sequence[str | None]], n: int | None = None) -> NDArray[np.int32]:
+        """(n, F) int32 vocabulary ids of F columns of n texts; give n where there may be no column."""
+        out = np.empty((len(columns[0]) if n is None else n, len(columns)), np.int32)
         for field, (known, column) in enumerate(zip(self._ids, columns, strict=True)):
             out[:, field] = [known.get(text, _UNLISTED) for text in column]
             unlisted = np.flatnonzero(out[:, field] == _UNLISTED)
@@ -193,9 +193,9 @@ class TokenEncoder:
                 out[unlisted, field] = self._vocabulary.unlisted(field, hashes)
         return out
 
-    def hashes(self, columns: Sequence[Sequence[str | None]]) -> NDArray[np.uint64]:
-        """(n, F) uint64 stable hashes of F columns of n texts."""
-        out = np.empty((len(columns[0]), len(columns)), np.uint64)
+    def hashes(self, columns: Sequence[Sequence[str | None]], n: int | None = None) -> NDArray[np.uint64]:
+        """(n, F) uint64 stable hashes of F columns of n texts; give n where there may be no column."""
+        out = np.empty((len(columns[0]) if n is None else n, len(columns)), np.uint64)
         for field, (cache, column) in enumerate(zip(self._hashes, columns, strict=True)):
             out[:, field] = [cache[text] for text in column]
         return out

@@ -25,6 +25,8 @@ class GruModel(nn.Module):
         Vocabulary size of each of F fields.
     hidden
         H, the size of the state.
+    inputs
+        Vocabulary size of each of I further inputs, which are not predicted.
 
     References
     ----------
@@ -32,16 +34,16 @@ class GruModel(nn.Module):
     recurrent product; Du et al. 2017 (DeepLog), doi:10.1145/3133956.3134015, for next-event surprise on logs.
     """
 
-    def __init__(self, sizes: tuple[int, ...], hidden: int) -> None:
+    def __init__(self, sizes: tuple[int, ...], hidden: int, inputs: tuple[int, ...] = ()) -> None:
         super().__init__()
         self.sizes, self.hidden = sizes, hidden
-        self.embeddings = nn.ModuleList([nn.Embedding(size, EMBEDDING) for size in sizes])
-        self.core = nn.GRU(EMBEDDING * len(sizes) + 1, hidden, batch_first=True)
+        self.embeddings = nn.ModuleList([nn.Embedding(size, EMBEDDING) for size in (*sizes, *inputs)])
+        self.core = nn.GRU(EMBEDDING * len(self.embeddings) + 1, hidden, batch_first=True)
         self.start = nn.Parameter(torch.zeros(hidden))
         self.head = nn.Linear(hidden, sum(sizes) + 1)
 
     def inputs(self, tokens: Tensor, log_gap: Tensor) -> Tensor:
-        """(B, T, F*E + 1) float32 of (B, T, F) int64 tokens and (B, T) float32 log gaps."""
+        """(B, T, (F+I)*E + 1) float32 of (B, T, F+I) int64 tokens and (B, T) float32 log gaps."""
         embedded = [embedding(tokens[..., f]) for f, embedding in enumerate(self.embeddings)]
         return torch.cat([*embedded, log_gap.unsqueeze(-1)], dim=-1)
 
@@ -55,7 +57,7 @@ class GruModel(nn.Module):
         Parameters
         ----------
         tokens, log_gap
-            (B, T, F) int64; (B, T) float32, log(1 + seconds).
+            (B, T, F+I) int64; (B, T) float32, log(1 + seconds).
         hidden
             (B, H) float32 before the first event.
 
@@ -68,7 +70,7 @@ class GruModel(nn.Module):
         return states  # type: ignore[no-any-return]
 
     def step(self, tokens: Tensor, log_gap: Tensor, hidden: Tensor) -> Tensor:
-        """Advance one event per session: (B, F) and (B,) and (B, H) to (B, H); equals `forward` on every prefix."""
+        """Advance one event per session: (B, F+I) and (B,) and (B, H) to (B, H); equals `forward` on every prefix."""
         return self(tokens.unsqueeze(1), log_gap.unsqueeze(1), hidden)[:, 0]  # type: ignore[no-any-return]
 
     def log_probabilities(self, states: Tensor) -> list[Tensor]:

@@ -100,11 +100,11 @@ def score_and_step(
     first
         (n,) bool: the event opens a session, so its row begins at `start`.
     tokens, log_gap
-        (n, F) int32 ids; (n,) float32.
+        (n, F + I) int32 ids, those of F fields and of I inputs that are not predicted; (n,) float32.
     hidden
         (S, H) float32, advanced in place; the caller owns it.
     table, table_offset, gap_weight, bias
-        Input part of the gates: (sum V_f, 3H) rows by token, (F,) where each field's begin, (3H,) and (3H,).
+        Input part of the gates: (sum V, 3H) rows by token, (F + I,) where each field's begin, (3H,) and (3H,).
     recurrent, recurrent_bias
         (H, 3H) transposed; (H,) for the candidate, inside the reset gate.
     head, head_bias, head_offset
@@ -114,7 +114,7 @@ def score_and_step(
         Out: (n, F) float32 in nats, (m, H) states each operation was scored under, (m,) surprise of each end.
     """
     size = hidden.shape[1]
-    fields = tokens.shape[1]
+    fields, inputs = len(head_offset) - 1, tokens.shape[1]
     width = head.shape[1]
     end_width = head_offset[1]
     gates = np.empty(3 * size, f4)
@@ -147,14 +147,14 @@ def score_and_step(
             gates[j] = bias[j] + gap * gap_weight[j]
         for j in range(size):
             gates[2 * size + j] = recurrent_bias[j]
-        for f in range(fields):
+        for f in range(inputs):
             t = table_offset[f] + tokens[i, f]
             for j in range(2 * size):
                 gates[j] += table[t, j]
         _add_product(gates, h, recurrent, size, 3 * size)
         for j in range(size):
             candidate = bias[2 * size + j] + gap * gap_weight[2 * size + j]
-            for f in range(fields):
+            for f in range(inputs):
                 candidate += table[table_offset[f] + tokens[i, f], 2 * size + j]
             r = _sigmoid(gates[j])
             z = _sigmoid(gates[size + j])

@@ -43,8 +43,8 @@ class GruKernel:
     ----------
     weights
         As `GruModel.weights` gives them.
-    sizes
-        Vocabulary size of each of F fields.
+    sizes, inputs
+        Vocabulary size of each of F fields, and of further inputs that are not predicted.
 
     Raises
     ------
@@ -52,12 +52,13 @@ class GruKernel:
         A weight is missing, has another shape, or is not finite.
     """
 
-    def __init__(self, weights: Mapping[str, F32], sizes: tuple[int, ...]) -> None:
+    def __init__(self, weights: Mapping[str, F32], sizes: tuple[int, ...], inputs: tuple[int, ...] = ()) -> None:
+        read = (*sizes, *inputs)
         try:
             self.start = np.ascontiguousarray(weights["start"], np.float32)
-            inputs, recurrent = weights["core.weight_ih_l0"], weights["core.weight_hh_l0"]
+            input_weight, recurrent = weights["core.weight_ih_l0"], weights["core.weight_hh_l0"]
             input_bias, recurrent_bias = weights["core.bias_ih_l0"], weights["core.bias_hh_l0"]
-            embeddings = [np.ascontiguousarray(weights[f"embeddings.{f}.weight"]) for f in range(len(sizes))]
+            embeddings = [np.ascontiguousarray(weights[f"embeddings.{f}.weight"]) for f in range(len(read))]
             head, head_bias = weights["head.weight"], weights["head.bias"]
         except KeyError as error:
             message = f"the bundle has no weight {error.args[0]}; train it again"
@@ -65,17 +66,17 @@ class GruKernel:
         self.size = size = len(self.start)
         self.sizes = sizes
         expected = {recurrent.shape: (3 * size, size), head.shape: (sum(sizes) + 1, size)}
-        if any(have != want for have, want in expected.items()) or [len(e) for e in embeddings] != list(sizes):
+        if any(have != want for have, want in expected.items()) or [len(e) for e in embeddings] != list(read):
             message = "the bundle's weights do not fit its vocabulary; train it again"
             raise BundleError(message)
         if not all(np.isfinite(w).all() for w in weights.values()):
             message = "the bundle holds weights that are not finite; train it again"
             raise BundleError(message)
         width = embeddings[0].shape[1]
-        blocks = [np.ascontiguousarray(inputs[:, f * width : (f + 1) * width]) for f in range(len(sizes))]
+        blocks = [np.ascontiguousarray(input_weight[:, f * width : (f + 1) * width]) for f in range(len(read))]
         self._table = np.concatenate([input_table(e, w) for e, w in zip(embeddings, blocks, strict=True)])
-        self._table_offset = np.cumsum([0, *sizes[:-1]], dtype=np.int64)
-        self._gap_weight = np.ascontiguousarray(inputs[:, -1], np.float32)
+        self._table_offset = np.cumsum([0, *read[:-1]], dtype=np.int64)
+        self._gap_weight = np.ascontiguousarray(input_weight[:, -1], np.float32)
         self._bias = np.ascontiguousarray(input_bias, np.float32).copy()
         self._bias[: 2 * size] += recurrent_bias[: 2 * size]
         self._recurrent = np.ascontiguousarray(recurrent.T, np.float32)
@@ -89,9 +90,8 @@ class GruKernel:
         tokens: NDArray[np.int32], log_gap: F32, hidden: F32,
     ) -> Scores:  # fmt: skip
         """Score each event before learning it; shapes as in `models.kernels.score_and_step`. `hidden` is untouched."""
-        events, fields = tokens.shape
         scores = Scores(
-            np.empty((events, fields), np.float32), np.empty((len(kind), self.size), np.float32),
+            np.empty((len(tokens), len(self.sizes)), np.float32), np.empty((len(kind), self.size), np.float32),
             np.zeros(len(kind), np.float32), np.array(hidden, np.float32, order="C"),
         )  # fmt: skip
         score_and_step(

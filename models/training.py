@@ -20,7 +20,7 @@ IGNORED = -100  # torch's mark for a target that counts nothing
 
 @dataclass(frozen=True)
 class Sequence:
-    """One session: (T, F) int32 tokens, (T,) float32 log gaps, and whether its end was seen."""
+    """One session: (T, F + I) int32 tokens, (T,) float32 log gaps, and whether its end was seen."""
 
     tokens: NDArray[np.int32]
     log_gap: NDArray[np.float32]
@@ -38,7 +38,7 @@ class TrainingOptions:
     batch_tokens: int = 2_048  # events in one batch, padding included
     chunk: int = 64  # events between two truncations
     learning_rate: float = 4e-3
-    unknown: tuple[int, ...] = (0,)  # ids of tokens that are not known, or hardly
+    unknown: tuple[tuple[int, ...], ...] = ()  # of each input, ids for what is not known, or hardly; absent: <oov>
     unknown_rate: float = 0.01  # inputs replaced by each of these: embeddings are trained, and states survive them
 
 
@@ -55,7 +55,7 @@ class Epoch:
 
 def train(
     sequences: list[Sequence], validation: list[Sequence], sizes: tuple[int, ...], options: TrainingOptions,
-    on_epoch: Callable[[Epoch], None], clock: Callable[[], float],
+    on_epoch: Callable[[Epoch], None], clock: Callable[[], float], inputs: tuple[int, ...] = (),
 ) -> dict[str, NDArray[np.float32]]:  # fmt: skip
     """Fit a GRU to sessions and return the weights that did best on `validation`.
 
@@ -63,6 +63,8 @@ def train(
     ----------
     sizes
         Vocabulary size per field, the reserved ids included.
+    inputs
+        Likewise of further inputs, which are not predicted.
     clock
         Seconds, for the speed shown in progress; it changes nothing else.
 
@@ -79,7 +81,7 @@ def train(
     torch.set_num_threads(1)
     torch.manual_seed(options.seed)
     shuffle = np.random.default_rng(options.seed)
-    model = GruModel(sizes, options.hidden)
+    model = GruModel(sizes, options.hidden, inputs)
     optimizer = torch.optim.AdamW(model.parameters(), lr=options.learning_rate, weight_decay=1e-4)
     # The learning rate halves after two epochs that bring nothing, so a small data set still ends in a fine minimum.
     schedule = torch.optim.lr_scheduler.ReduceLROnPlateau(optimizer, factor=0.5, patience=1)
@@ -118,7 +120,7 @@ def _epoch(
             part = slice(low, low + options.chunk)
             inputs = tokens[:, part]
             if optimizer is not None and shuffle is not None:
-                inputs = _forget_some(inputs, options.unknown, options.unknown_rate, shuffle)
+                inputs = _forget_some(inputs, options, shuffle)
             after = model(inputs, log_gap[:, part], hidden)
             states = torch.cat([hidden.unsqueeze(1), after[:, :-1]], dim=1)
             loss = loss_of(model, states, targets[:, part])
@@ -138,18 +140,18 @@ def pad(batch: list[Sequence], sizes: tuple[int, ...]) -> tuple[Tensor, Tensor, 
     Returns
     -------
     tokens, log_gap, targets
-        (B, T + 1, F) int64, (B, T + 1) float32, (B, T + 1, F) int64. Target t is event t; after the last event comes
-        the end symbol in field 0 where the end was seen. All else is IGNORED, so padding adds nothing to a loss.
+        (B, T + 1, F + I) int64, (B, T + 1) float32, (B, T + 1, F) int64: target t is event t; after the last event
+        comes the end symbol in field 0 where the end was seen. All else is IGNORED, so padding adds nothing to a loss.
     """
     longest = max(len(s.log_gap) for s in batch) + 1
-    tokens = np.zeros((len(batch), longest, len(sizes)), np.int64)
+    tokens = np.zeros((len(batch), longest, batch[0].tokens.shape[1]), np.int64)
     log_gap = np.zeros((len(batch), longest), np.float32)
     targets = np.full((len(batch), longest, len(sizes)), IGNORED, np.int64)
     for b, sequence in enumerate(batch):
         n = len(sequence.log_gap)
         tokens[b, :n] = sequence.tokens
         log_gap[b, :n] = sequence.log_gap
-        targets[b, :n] = sequence.tokens
+        targets[b, :n] = sequence.tokens[:, : len(sizes)]
         if sequence.ended:
             targets[b, n, 0] = sizes[0]
     return torch.from_numpy(tokens), torch.from_numpy(log_gap), torch.from_numpy(targets)
@@ -181,9 +183,14 @@ def _batches(
     return (batches[int(i)] for i in turns)
 
 
-def _forget_some(tokens: Tensor, unknown: tuple[int, ...], rate: float, generator: np.random.Generator) -> Tensor:
-    """Inputs with a share of `rate` replaced by each unknown id; padding too, which counts nothing."""
+def _forget_some(tokens: Tensor, options: TrainingOptions, generator: np.random.Generator) -> Tensor:
+    """Inputs with a share replaced by each unknown id; padding too, which counts nothing."""
     draw = torch.from_numpy(generator.random(tokens.shape))
-    for turn, token in enumerate(unknown):
-        tokens = tokens.masked_fill((draw >= turn * rate) & (draw < (turn + 1) * rate), token)
-    return tokens
+    columns = []
+    for f in range(tokens.shape[-1]):
+        column = tokens[..., f]
+        for turn, token in enumerate(options.unknown[f] if options.unknown else (0,)):
+            low, high = turn * options.unknown_rate, (turn + 1) * options.unknown_rate
+            column = column.masked_fill((draw[..., f] >= low) & (draw[..., f] < high), token)
+        columns.append(column)
+    return torch.stack(columns, dim=-1)

@@ -196,7 +196,7 @@ class Emitter:
             "session": session,
             "time_ms": int(events.time_ms[i]),
             "behind_ms": int(verdicts.behind_ms[i]),
-            "observed": observed(events, i, self.parts),
+            "observed": observed(verdicts, i, self.parts),
             "source": {"topic": self.place.topic, "partition": self.place.partition, "offset": offset},
             "detected_ms": now_ms,
         }

@@ -284,9 +284,10 @@ class Partition:
 
     def _count(self, events: Events, verdicts: Verdicts) -> None:
         metrics, name = self.context.metrics, self.context.name
-        for field, unknown in zip(self._holding.parts.fields, verdicts.unknown.tolist(), strict=True):
-            if unknown:
-                metrics.unknown_tokens.labels(name, field).inc(unknown)
+        for counter, found in ((metrics.unknown_tokens, verdicts.unknown), (metrics.rare_tokens, verdicts.rare)):
+            for field, count in zip(self._holding.parts.fields, found.tolist(), strict=True):
+                if count:
+                    counter.labels(name, field).inc(count)
         for kind, anomaly in (("record", verdicts.anomaly), ("session", verdicts.ends.anomaly)):
             alarms = int(anomaly.sum())
             metrics.verdicts.labels(name, kind, "true").inc(alarms)

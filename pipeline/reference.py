@@ -177,7 +177,7 @@ _WORDS: dict[Any, str] = {
     str: "text", SecretStr: "text, never shown", Path: "path", int: "whole number", float: "number",
     bool: "true or false", list[str]: "list of texts", dict[str, Any]: "field: rule pairs",
     NamedNumbers: "`{name: FIELD, value: FIELD}`",
-    dict[str, int]: "field: whole number pairs",
+    dict[str, int]: "field: whole number pairs", list[Literal["hour", "weekday"]]: "list of `hour`, `weekday`",
     dict[str, Scalar]: "field: value pairs; a value is text, a number, or true or false",
 }  # fmt: skip
 

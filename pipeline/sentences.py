@@ -55,10 +55,10 @@ def why_of(anomaly: Json) -> str:
     if anomaly["type"] == "session":
         return _why_session(anomaly)
     field = max(anomaly["contributions"], key=anomaly["contributions"].get)
-    before = f"after {anomaly['context'][-1][field]}" if anomaly["context"] else "as the first event"
+    before = f"after {_shown(anomaly['context'][-1][field])}" if anomaly["context"] else "as the first event"
     came = anomaly["observed"][field]
     share = _percent(_probability(anomaly["contributions"][field]))
-    return f"{field}: {before} came {'<missing>' if came is None else came} ({share}), expected {_best(anomaly, field)}"
+    return f"{field}: {before} came {_shown(came)} ({share}), expected {_best(anomaly, field)}"
 
 
 def _why_session(anomaly: Json) -> str:
@@ -66,7 +66,7 @@ def _why_session(anomaly: Json) -> str:
     head = f"session of {anomaly['events']} events, ended by {anomaly['ended']}"
     field = next(iter(anomaly["expected"]))
     if parts["worst_record"] is None or parts["end"] >= parts["worst_record"]:
-        last = f" after {anomaly['context'][-1][field]}" if anomaly["context"] else ""
+        last = f" after {_shown(anomaly['context'][-1][field])}" if anomaly["context"] else ""
         share = _percent(_probability(parts["end"]))
         return f"{head}: it ended{last} ({share}), expected {_best(anomaly, field)}"
     where = "" if anomaly["worst_offset"] is None else f", at offset {anomaly['worst_offset']}"
@@ -74,8 +74,24 @@ def _why_session(anomaly: Json) -> str:
 
 
 def _best(anomaly: Json, field: str) -> str:
+    """What should have come: the likeliest token, or where nine of ten numbers lie."""
+    if not anomaly["expected"][field]:
+        return "nothing known"
     best = anomaly["expected"][field][0]
+    if "median" in best:
+        return f"{_shown(best['low'])} to {_shown(best['high'])}"
     return f"{best['token']} ({_percent(best['probability'])})"
+
+
+def _shown(value: str | float | None) -> str:
+    """A token as it is, a number in four digits.
+
+    >>> _shown("pay"), _shown(None), _shown(1234567.0), _shown(0.5)
+    ('pay', '<missing>', '1,235,000', '0.5')
+    """
+    if isinstance(value, float | int):
+        return f"{float(f'{value:.4g}'):,.10g}"
+    return "<missing>" if value is None else value
 
 
 def _probability(nats: float) -> float:

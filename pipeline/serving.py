@@ -14,6 +14,7 @@ from detectors.rows import RowShape
 from features.certificate import certify
 from features.decode import Decoder
 from features.masking import Masker, make_masker
+from features.measures import NumberRules
 from features.messages import MessageReader
 from features.sessions import NEVER_MS, SessionRules
 from features.templates import Templates
@@ -54,7 +55,8 @@ def certificate(settings: Settings, name: str, vocabulary: Vocabulary, templates
     """What this version and this config make of made-up records."""
     stream = settings.stream(name)
     decoder = make_decoder(settings, name, MessageReader(templates).read)
-    found = certify(decoder, vocabulary, stream.session.by, stream.time, list(stream.session.end_when.items()))
+    ends = list(stream.session.end_when.items())
+    found = certify(decoder, vocabulary, stream.session.by, stream.time, ends, stream.number_fields)
     # What made-up JSON cannot show of text and masks stands for itself.
     return found | {"section": _digest_of(_reading(settings, name))}
 
@@ -62,7 +64,7 @@ def certificate(settings: Settings, name: str, vocabulary: Vocabulary, templates
 def _refuse_other_features(settings: Settings, name: str, learned: Learned) -> None:
     """A model that is given other features than it was trained with would be wrong without a sign."""
     stream = settings.stream(name)
-    if learned.certificate is None and not stream.mask and stream.message is None:
+    if learned.certificate is None and not stream.mask and stream.message is None and not stream.number_fields:
         return  # of a version that had neither
     certified = learned.certificate or {"section": "not certified"}
     found = certificate(settings, name, learned.vocabulary, learned.templates)
@@ -92,18 +94,29 @@ def _line_reader(stream: StreamSettings) -> LineReader | None:
 def make_parts(settings: Settings, name: str, learned: Learned | None) -> Parts:
     """Parts for a stream; each partition takes its own, for the token encoder remembers."""
     stream = settings.stream(name)
+    words = len(stream.fields) - len(stream.number_fields)
     return Parts(
         stream=name,
         topic=stream.topic,
         fields=stream.fields,
-        shape=RowShape(stream.model.hidden, stream.model.context, len(stream.fields)),
+        shape=RowShape(
+            stream.model.hidden, stream.model.context, words, len(stream.number_fields), len(stream.counters)
+        ),
         rules=_rules(settings, stream),
         rate=stream.promise.false_alarm_rate,
-        encoder=TokenEncoder(len(stream.fields), None if learned is None else learned.vocabulary),
+        encoder=TokenEncoder(words, None if learned is None else learned.vocabulary),
         learned=learned,
         remembered=0 if stream.duplicates.id is None else stream.duplicates.remember,
         sends_late=stream.late.send,
+        measures=_measures(stream),
     )
+
+
+def _measures(stream: StreamSettings) -> NumberRules:
+    if stream.named_number is None:
+        counters = tuple(stream.number_fields.index(field) for field in stream.counters)
+        return NumberRules(counters=counters, seasonal=stream.seasons)
+    return NumberRules(named_by=len(stream.tokens), counter_names=tuple(stream.counters), seasonal=stream.seasons)
 
 
 def _rules(settings: Settings, stream: StreamSettings) -> SessionRules:
@@ -123,14 +136,13 @@ def load_serving(settings: Settings, name: str, bundle: Path | None = None) -> L
     BundleError
         It is damaged, or trained for another config.
     """
-    stream = settings.stream(name)
     directory = settings.bundles_dir / name
     if bundle is None:
         digest = serving_digest(directory)
         if digest is None:
             return None
         bundle = directory / digest
-    learned = unpack(read_bundle(bundle), stream.fields, stream.model.hidden)
+    learned = unpack(read_bundle(bundle), make_parts(settings, name, None))
     _refuse_other_features(settings, name, learned)
     return learned
 

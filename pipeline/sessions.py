@@ -9,10 +9,10 @@ from pathlib import Path
 from typing import Any
 from zlib import crc32
 
+from detectors.explanation import in_words as events_in_words
 from detectors.parts import Learned, Parts
-from detectors.rows import NO_BUNDLE, NO_OFFSET, SessionRows
+from detectors.rows import NO_BUNDLE, NO_OFFSET
 from features.event_order import unpack_held
-from features.tokens import RESERVED
 from pipeline.changelog import Written
 from pipeline.errors import StateError, UsageError
 from pipeline.row_format import RowFormat
@@ -78,7 +78,7 @@ def describe(session: str, written: Written, changelog: str, parts: Parts, bundl
         else None,
         "bundle": _bundle(int(rows.bundle[0]), parts.learned, bundles),
         "applied": {**source, "offset": int(rows.applied[0])},
-        "context": _context(rows, parts),
+        "context": events_in_words(*rows.recent(0), parts, None if parts.learned is None else parts.learned.vocabulary),
         "bytes": len(value),
         "changelog": {
             "topic": changelog, "partition": written.partition, "offset": written.offset, "written_ms": written.time_ms,
@@ -143,18 +143,3 @@ def _bundle_in_words(bundle: Json | None) -> str:
         return f"of bundle {bundle['digest'][:12]}, which serves"
     known = f"of bundle {bundle['digest'][:12]}" if bundle["digest"] else f"of an unknown bundle ({bundle['mark']}...)"
     return f"{known}; the serving one rebuilds it from the last events when the session is next touched"
-
-
-def _context(rows: SessionRows, parts: Parts) -> list[Json]:
-    """The last W events; a token that the serving vocabulary lacks is `<oov>`, for a hash cannot be turned back."""
-    times, hashes = rows.recent(0)
-    ids = parts.encoder.ids_of_hashes(hashes)
-    vocabulary = None if parts.learned is None else parts.learned.vocabulary
-
-    def word(field: int, token: int) -> str:
-        return RESERVED[token] if vocabulary is None else vocabulary.text(field, token)
-
-    return [
-        {"time_ms": int(t), **{field: word(f, int(ids[k, f])) for f, field in enumerate(parts.fields)}}
-        for k, t in enumerate(times)
-    ]

@@ -242,7 +242,6 @@ class StreamSettings(_Section):
         description="Categorical fields the model learns: text; whole numbers and truth values count as text. Leave "
         "out fields that follow from another: a record's score sums its fields, so what they share would count twice.",
     )  # fmt: skip
-<<<<<<< HEAD
     numbers: Annotated[list[str] | NamedNumbers, BeforeValidator(_numbers_as_written)] = Field(
         default_factory=list,
         description="Numeric fields the model learns; of records that hold one sample each, {name: FIELD, value: "
@@ -254,13 +253,16 @@ class StreamSettings(_Section):
         description="Those of `numbers` that only grow, such as bytes sent since a process began; with {name, value} "
         "their names. The model learns their rate per second since the session's last sample.",
     )  # fmt: skip
-=======
     buckets: dict[str, int] = Field(
         default_factory=dict,
         description="Token fields of very many values, such as a user agent, and into how many buckets the next "
         "training hashes them: no value is unknown then, and values that share a bucket look alike.",
     )
->>>>>>> 7ea86ff (Tell rare tokens from those never met, and hash fields of very many values on request)
+    season: list[Literal["hour", "weekday"]] | None = Field(
+        None,
+        description="Positions in time that the model is given, in UTC, where the history suffices to learn them: two "
+        "days for the hour, two weeks for the weekday. Absent: both for metrics, none for others.",
+    )
     message: str | None = Field(
         None,
         description="Logs: the field with the line's text. Training mines templates from it, and a line's template "
@@ -295,9 +297,7 @@ class StreamSettings(_Section):
         if not self.fields:
             message = "tokens is empty; a stream of events needs at least one field to learn"
             raise ValueError(message)
-<<<<<<< HEAD
         self._check_numbers(texts)
-=======
         for path, count in self.buckets.items():
             if path not in self.tokens:
                 message = f"buckets.{path} is none of the tokens; write it as it stands there, or remove it"
@@ -305,7 +305,6 @@ class StreamSettings(_Section):
             if not 2 <= count <= MAX_BUCKETS:
                 message = f"buckets.{path} is {count}; from 2 to {MAX_BUCKETS:,} buckets make sense"
                 raise ValueError(message)
->>>>>>> 7ea86ff (Tell rare tokens from those never met, and hash fields of very many values on request)
         if self.pattern is not None and self.format != "text":
             message = "`pattern` reads lines of text: write it with format: text, and only with that"
             raise ValueError(message)
@@ -395,6 +394,13 @@ class StreamSettings(_Section):
         from features.masking import parse_rules
 
         return parse_rules(self.mask)
+
+    @property
+    def seasons(self) -> tuple[str, ...]:
+        """The positions in time that may be used, each once."""
+        default = ["hour", "weekday"] if self.kind == "metrics" else []
+        wanted = default if self.season is None else self.season
+        return tuple(name for name in ("hour", "weekday") if name in wanted)
 
     @property
     def named_number(self) -> tuple[str, str] | None:

@@ -48,6 +48,14 @@ class Expected(_Message):
     probability: float
 
 
+class ExpectedNumber(_Message):
+    """Where a number should have been: of ten, nine lie from low to high. Of a counter it is its rate per second."""
+
+    low: float
+    median: float
+    high: float
+
+
 class RecordDecision(_Message):
     """One decision on a record."""
 
@@ -89,7 +97,9 @@ class _Anomaly(_Message):
     score: float
     p_value: float
     status: Literal["ok"]
-    expected: dict[str, list[Expected]] = Field(description="The three most probable tokens of each field.")
+    expected: dict[str, list[Expected | ExpectedNumber]] = Field(
+        description="The three most probable tokens of each token field; of a number one entry, or none if unknown."
+    )
     context: list[dict[str, Any]] = Field(description="The session's last events before, oldest first.")
     model: Model
     source: Source
@@ -100,7 +110,7 @@ class RecordAnomaly(_Anomaly):
     """A record that should not have come next."""
 
     type: Literal["record"]
-    observed: dict[str, str | None] = Field(description="What came, per field.")
+    observed: dict[str, str | float | None] = Field(description="What came, per field; of a counter its rate.")
     contributions: dict[str, float] = Field(description="Surprise per field in nats; the score is their sum.")
 
 
@@ -152,7 +162,7 @@ class LateRecord(_Message):
     session: str
     time_ms: TimeMs
     behind_ms: int = Field(description="How far behind the partition's newest event it was when its turn came.")
-    observed: dict[str, str | None] = Field(description="What came, per field.")
+    observed: dict[str, str | float | None] = Field(description="What came, per field.")
     source: Source
     detected_ms: int = Field(description="When the worker saw it, by its own clock; differs between deliveries.")
 

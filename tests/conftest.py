@@ -14,8 +14,10 @@ import pytest
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from detectors.calibration import Calibration
-from detectors.parts import Learned, Parts
+from detectors.parts import NO_NUMBERS, Learned, Parts
 from detectors.rows import RowShape
+from features.measures import SEASONS, NumberRules
+from features.numbers import NumberBins
 from features.sessions import SessionRules
 from features.tokens import TokenEncoder, Vocabulary
 from models.runtime import GruKernel
@@ -25,28 +27,55 @@ WORDS = (("view", "add", "pay", "ship", "close"), ("ok", "failed"))
 HIDDEN, CONTEXT = 16, 6
 
 
-def random_weights(seed: int, sizes: tuple[int, ...], hidden: int) -> dict[str, np.ndarray]:
+def random_weights(
+    seed: int, sizes: tuple[int, ...], hidden: int, inputs: tuple[int, ...] = ()
+) -> dict[str, np.ndarray]:
     """Weights of a GRU nobody trained: scores are as deterministic and as sensitive as a trained one's."""
     rng = np.random.default_rng(seed)
-    width = 16 * len(sizes) + 1
+    width = 16 * len(sizes + inputs) + 1
     shapes = {
         "start": (hidden,), "core.weight_ih_l0": (3 * hidden, width), "core.weight_hh_l0": (3 * hidden, hidden),
         "core.bias_ih_l0": (3 * hidden,), "core.bias_hh_l0": (3 * hidden,),
         "head.weight": (sum(sizes) + 1, hidden), "head.bias": (sum(sizes) + 1,),
-        **{f"embeddings.{f}.weight": (size, 16) for f, size in enumerate(sizes)},
+        **{f"embeddings.{f}.weight": (size, 16) for f, size in enumerate(sizes + inputs)},
     }  # fmt: skip
     return {name: rng.normal(0, 0.7, shape).astype(np.float32) for name, shape in shapes.items()}
 
 
-def make_learned(seed: int = 0, hidden: int = HIDDEN) -> Learned:
+def make_learned(
+    seed: int = 0, hidden: int = HIDDEN, vocabulary: Vocabulary | None = None, numbers: NumberBins = NO_NUMBERS,
+    seasonal: tuple[str, ...] = (),
+) -> Learned:  # fmt: skip
     """A bundle's content without training; about one record in ten is an anomaly at a rate of 0.1."""
-    vocabulary = Vocabulary(("action", "status"), WORDS)
+    vocabulary = Vocabulary(("action", "status"), WORDS) if vocabulary is None else vocabulary
     rng = np.random.default_rng(seed + 1)
-    kernel = GruKernel(random_weights(seed, vocabulary.sizes, hidden), vocabulary.sizes)
+    sizes, inputs = (*vocabulary.sizes, *numbers.sizes), tuple(1 + SEASONS[name] for name in seasonal)
+    kernel = GruKernel(random_weights(seed, sizes, hidden, inputs), sizes, inputs)
     return Learned(
         f"{seed + 1:x}".ljust(64, "0"), vocabulary, kernel,
         Calibration.learn(rng.gamma(4, 1, 400)), Calibration.learn(rng.gamma(9, 1, 200)),
+        numbers=numbers, seasonal=seasonal,
     )  # fmt: skip
+
+
+def make_number_parts(kind: str, seed: int = 0) -> Parts:
+    """Parts of a stream with numbers, `wide` or `named`: cpu is a gauge, sent a counter, size a gauge never learned."""
+    rng = np.random.default_rng(seed)
+    rules = SessionRules(gap_ms=5_000, max_events=12)
+    shown = np.stack([rng.normal(50, 20, 300), rng.gamma(2, 40, 300)], axis=1)
+    if kind == "wide":
+        bins, vocabulary = NumberBins.learn(shown, bins=4), Vocabulary(("action", "status"), WORDS)
+        measures, fields = NumberRules(counters=(1,)), ("action", "status", "cpu", "sent")
+    else:
+        named = [name for name in ("cpu", "sent") for _ in range(300)]
+        bins = NumberBins.learn(shown.T.reshape(-1, 1), named, bins=4)
+        vocabulary = Vocabulary(("action", "name"), (WORDS[0], ("cpu", "sent")))
+        measures, fields = NumberRules(named_by=1, counter_names=("sent",)), ("action", "name", "value")
+    learned = make_learned(seed, vocabulary=vocabulary, numbers=bins, seasonal=("hour", "weekday"))
+    shape = RowShape(HIDDEN, CONTEXT, 2, len(fields) - 2, 1)
+    return Parts(
+        "orders", "shop.orders", fields, shape, rules, 0.1, TokenEncoder(2, vocabulary), learned, measures=measures
+    )
 
 
 @pytest.fixture(scope="session")
@@ -62,6 +91,12 @@ def parts(learned: Learned) -> Parts:
         rules=SessionRules(gap_ms=5_000, max_events=12), rate=0.1, encoder=TokenEncoder(2, learned.vocabulary),
         learned=learned,
     )  # fmt: skip
+
+
+@pytest.fixture(params=["tokens", "wide", "named"])
+def any_parts(request: pytest.FixtureRequest, parts: Parts) -> Parts:
+    """Parts of a stream without numbers, with a field for each, and with one named number a record."""
+    return parts if request.param == "tokens" else make_number_parts(request.param)
 
 
 @pytest.fixture

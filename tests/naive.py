@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from typing import Any
 
 import numpy as np
 
-from detectors.parts import Parts
+from detectors.parts import Learned, Parts
 from features.tokens import stable_hash
 
 
@@ -22,6 +23,7 @@ class Event:
     tokens: tuple[str | None, ...]
     is_end: bool
     id: str | None = None
+    numbers: tuple[float, ...] = ()
 
 
 @dataclass
@@ -35,7 +37,8 @@ class Row:
     worst: float = -math.inf
     worst_offset: int = -1
     applied: int = -1
-    context: list[tuple[int, tuple[int, ...]]] = field(default_factory=list)
+    context: list[tuple[int, tuple[int, ...], tuple[float, ...]]] = field(default_factory=list)
+    counters: dict[str, tuple[float, int]] = field(default_factory=dict)  # last value of each, and when that was
 
 
 @dataclass
@@ -118,7 +121,8 @@ def take(event: Event, watermark: int, partition: Partition, parts: Parts) -> li
         oldest = watermark - min(rules.gap_ms, rules.max_duration_ms) if opens else row.last_ms - rules.allowed_ms
         late = event.time_ms < oldest
     gap_ms = 0 if opens or late else max(0, event.time_ms - row.last_ms)
-    score, hidden = score_of(event, row.hidden, gap_ms, parts, opens=opens)
+    measures = measures_of(event, {} if late else row.counters, parts)
+    score, hidden = score_of(event, measures, row.hidden, gap_ms, parts, opens=opens)
     decided = {"kind": "record", "offset": event.offset, "session": name, "late": late}
     if late:
         return [*verdicts, decided | judge(score, parts, "records") | {"anomaly": False}]
@@ -130,7 +134,8 @@ def take(event: Event, watermark: int, partition: Partition, parts: Parts) -> li
     row.last_ms = max(row.last_ms, event.time_ms)
     partition.none_due_before_ms = min(partition.none_due_before_ms, over_ms(row, parts))
     row.applied = event.offset
-    row.context = [*row.context, (event.time_ms, tuple(map(stable_hash, event.tokens)))][-parts.shape.context :]
+    row.context = [*row.context, (event.time_ms, tuple(map(stable_hash, event.tokens)), measures)]
+    row.context = row.context[-parts.shape.context :]
     verdicts.append(decided | judge(score, parts, "records"))
     if event.is_end:
         verdicts.append(end_session(name, "event", partition, parts))
@@ -139,7 +144,53 @@ def take(event: Event, watermark: int, partition: Partition, parts: Parts) -> li
     return verdicts
 
 
-def score_of(event: Event, hidden: np.ndarray, gap_ms: int, parts: Parts, *, opens: bool) -> tuple[float, np.ndarray]:
+def measures_of(event: Event, counters: dict[str, tuple[float, int]], parts: Parts) -> tuple[float, ...]:
+    """Numbers as the model sees them: of counters the rate since the last value, as float32."""
+    rules, out = parts.measures, []
+    for column, (field_name, value) in enumerate(zip(parts.number_fields, event.numbers, strict=True)):
+        name = field_name if rules.named_by is None else str(event.tokens[rules.named_by])
+        if column in rules.counters or (rules.named_by is not None and name in rules.counter_names):
+            out.append(float(np.float32(rate_of(name, value, event.time_ms, counters))))
+        else:
+            out.append(float(np.float32(value)))
+    return tuple(out)
+
+
+def rate_of(name: str, value: float, time_ms: int, counters: dict[str, tuple[float, int]]) -> float:
+    """Growth per second since the counter's last value; one smaller than that began anew at 0."""
+    if math.isnan(value):
+        return math.nan
+    before, before_ms = counters.get(name, (math.nan, -1))
+    if not math.isnan(before) and time_ms <= before_ms:
+        return math.nan
+    counters[name] = (value, time_ms)
+    grown = value - before if value >= before else value
+    return math.nan if math.isnan(before) else grown / ((time_ms - before_ms) / 1000)
+
+
+def number_nats(event: Event, measures: tuple[float, ...], learned: Learned, parts: Parts) -> list[tuple[int, float]]:
+    """Id of each number, and what its tail adds."""
+    out = []
+    for column, value in enumerate(measures):
+        by = parts.measures.named_by
+        binning = learned.numbers.of(column, None if by is None else event.tokens[by])
+        if math.isnan(value) or binning is None:
+            out.append((1 if math.isnan(value) else 0, 0.0))
+            continue
+        ids = binning.ids(np.array([value]))
+        out.append((int(ids[0]), binning.tail_surprise(np.array([value]), ids)[0]))
+    return out
+
+
+def seasons_of(time_ms: int, wanted: tuple[str, ...]) -> list[int]:
+    """Hour of the day and day of the week, from 1."""
+    moment = datetime.fromtimestamp(time_ms / 1000, UTC)
+    return [{"hour": moment.hour, "weekday": moment.weekday()}[name] + 1 for name in wanted]
+
+
+def score_of(
+    event: Event, measures: tuple[float, ...], hidden: np.ndarray, gap_ms: int, parts: Parts, *, opens: bool
+) -> tuple[float, np.ndarray]:
     """Surprise of an event under a state, and the state after it."""
     if parts.learned is None:
         return math.nan, hidden
@@ -147,13 +198,16 @@ def score_of(event: Event, hidden: np.ndarray, gap_ms: int, parts: Parts, *, ope
         words.index(text) + 2 if text in words else (1 if text is None else 0)
         for words, text in zip(parts.learned.vocabulary.tokens, event.tokens, strict=True)
     ]
-    scores = parts.learned.model.score_and_step(
+    numbers = number_nats(event, measures, parts.learned, parts)
+    ids += [number for number, _ in numbers] + seasons_of(event.time_ms, parts.learned.seasonal)
+    scores = parts.learned.kernel.score_and_step(
         np.array([0], np.int8), np.array([0], np.int32), np.array([0], np.int32), np.array([opens]),
         np.array([ids], np.int32), np.array([math.log1p(gap_ms / 1000.0)], np.float32), hidden[None],
     )  # fmt: skip
     total = np.float32(0)
-    for nats in scores.surprise[0]:
-        total = np.float32(total + nats)
+    tails = [0.0] * parts.shape.fields + [nats for _, nats in numbers]
+    for nats, tail in zip(scores.surprise[0], tails, strict=True):
+        total = np.float32(total + np.float32(nats + np.float32(tail)))
     return total, scores.hidden[0]
 
 
@@ -163,7 +217,7 @@ def end_session(name: str, how: str, partition: Partition, parts: Parts) -> Verd
     score = math.nan
     if parts.learned is not None:
         nothing = np.zeros(0, np.int32)
-        scores = parts.learned.model.score_and_step(
+        scores = parts.learned.kernel.score_and_step(
             np.array([2], np.int8), np.array([0], np.int32), np.array([0], np.int32), np.zeros(0, np.bool_),
             nothing.reshape(0, parts.shape.fields), nothing.astype(np.float32), row.hidden[None],
         )  # fmt: skip

@@ -6,7 +6,7 @@ import json
 import struct
 from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
@@ -54,11 +54,12 @@ def canonical(content: dict[str, Any]) -> str:
 def make_parts(bundles: Path, topic: str, gap_ms: int, max_events: int) -> Parts:
     """What `process_one` asks of a stream's parts, from the bundle that serves it."""
     digest = serving_digest(bundles / STREAM)
-    learned = unpack(read_bundle(bundles / STREAM / str(digest)), FIELDS, HIDDEN)
-    return Parts(
+    parts = Parts(
         STREAM, topic, FIELDS, RowShape(HIDDEN, CONTEXT, len(FIELDS)), SessionRules(gap_ms, max_events), RATE,
-        TokenEncoder(len(FIELDS), learned.vocabulary), learned,
+        TokenEncoder(len(FIELDS), None), None,
     )  # fmt: skip
+    learned = unpack(read_bundle(bundles / STREAM / str(digest)), parts)
+    return replace(parts, encoder=TokenEncoder(len(FIELDS), learned.vocabulary), learned=learned)
 
 
 def expect(logs: Sequence[Sequence[Logged]], bundles: Path, topic: str, gap_ms: int, max_events: int) -> list[Expected]:

@@ -57,7 +57,7 @@ def bundle_of(fitted: Fit) -> Bundle:
 
 def test_a_fit_can_be_served(fitted: Fit, parts: Parts, events: list[Events]) -> None:
     """What was fitted unpacks and scores: on its own history about the promised share is alarmed."""
-    learned = unpack(bundle_of(fitted), parts.fields, HIDDEN)
+    learned = unpack(bundle_of(fitted), parts)
     served = replace(parts, learned=learned, encoder=TokenEncoder(2, learned.vocabulary))
     rows = SessionRows.empty(len(events[0].sessions), parts.shape)
     verdicts, _, _ = process_batch(events[0], rows, PartitionState(0), served)
@@ -70,7 +70,9 @@ def test_the_manifest_says_what_was_learned(fitted: Fit, parts: Parts, events: l
     content = json.loads(json.dumps(fitted.content))
     assert content["data"]["records"] == sum(map(len, events))
     assert content["data"]["first_ms"] == min(int(e.time_ms.min()) for e in events)
-    assert content["schema"] == {"tokens": ["action", "status"], "hidden": HIDDEN, "core": "gru"}
+    assert content["schema"] == {
+        "tokens": ["action", "status"], "hidden": HIDDEN, "core": "gru", "numbers": [], "counters": [], "seasonal": [],
+    }  # fmt: skip
     assert content["rules"] == {"gap_ms": parts.rules.gap_ms, "max_events": parts.rules.max_events}
     assert set(content["versions"]) == {"offbeat", "torch", "numpy", "numba"}
     sessions = content["data"]["sessions"]
@@ -116,7 +118,7 @@ def markers(sessions: int, seed: int, start_ms: int) -> list[Events]:
 def test_unknown_and_rare_tokens_are_expected_as_often_as_they_come(parts: Parts) -> None:
     """On later data of the same kind, both are about as probable as they are frequent; `<rare>` at least 0.4 times."""
     fitted = train(parts, markers(1_200, 1, 1_700_000_000_000))
-    learned = unpack(bundle_of(fitted), parts.fields, HIDDEN)
+    learned = unpack(bundle_of(fitted), parts)
     assert learned.vocabulary == fitted.vocabulary
     served = replace(parts, learned=learned, encoder=TokenEncoder(2, learned.vocabulary))
     (later,) = markers(1_200, 2, 1_800_000_000_000)
@@ -136,10 +138,10 @@ def test_unknown_and_rare_tokens_are_expected_as_often_as_they_come(parts: Parts
 def test_hashed_fields_are_served_as_they_were_learned(parts: Parts) -> None:
     """A field in buckets has that many ids, none of them unknown; the bundle keeps the number."""
     fitted = fit(markers(300, 1, 0), replace(parts, learned=None), 0, lambda epoch: None, time.monotonic, {"action": 8})
-    learned = unpack(bundle_of(fitted), parts.fields, HIDDEN)
+    learned = unpack(bundle_of(fitted), parts)
     assert fitted.content["vocabulary"]["fields"]["action"] == {"buckets": 8}
     assert learned.vocabulary.sizes[0] == 8 + 3
-    assert set(TokenEncoder(2, learned.vocabulary).ids([["new", "x"], ["ok", "ok"]])[:, 0].tolist()) <= set(
+    assert set(TokenEncoder(2, learned.vocabulary).ids([["new", "x"], ["ok", "ok"]], 2)[:, 0].tolist()) <= set(
         range(3, 11)
     )
 
@@ -151,12 +153,12 @@ def test_a_vocabulary_of_before_is_served_as_it_was(parts: Parts, learned: Learn
     files = pack(learned.vocabulary, weights, nothing, nothing)
     schema = {"schema": {"tokens": list(parts.fields), "hidden": HIDDEN}}
     assert json.loads(files["vocabulary.json"]).keys() == {"fields", "tokens"}
-    found = unpack(Bundle("ab" * 32, schema, files), parts.fields, HIDDEN)
+    found = unpack(Bundle("ab" * 32, schema, files), parts)
     assert found.vocabulary == learned.vocabulary
-    assert TokenEncoder(2, found.vocabulary).ids([["view", "new"], ["ok", None]]).tolist() == [[2, 2], [0, 1]]
+    assert TokenEncoder(2, found.vocabulary).ids([["view", "new"], ["ok", None]], 2).tolist() == [[2, 2], [0, 1]]
     words = json.loads(files["vocabulary.json"]) | {"version": 9}
     with pytest.raises(BundleError, match="version 9"):
-        unpack(Bundle("ab" * 32, schema, files | {"vocabulary.json": json.dumps(words).encode()}), parts.fields, HIDDEN)
+        unpack(Bundle("ab" * 32, schema, files | {"vocabulary.json": json.dumps(words).encode()}), parts)
 
 
 def test_too_little_for_the_promise_is_said(fitted: Fit, parts: Parts, events: list[Events]) -> None:
@@ -177,9 +179,9 @@ def test_too_few_sessions_are_refused(parts: Parts) -> None:
 def test_a_bundle_for_another_config_is_refused(fitted: Fit, parts: Parts) -> None:
     """Other fields or another hidden size do not fit, and a bundle that lacks a part is named."""
     with pytest.raises(BundleError, match="was trained with tokens"):
-        unpack(bundle_of(fitted), ("action",), HIDDEN)
-    with pytest.raises(BundleError, match="hidden 32"):
-        unpack(bundle_of(fitted), parts.fields, RowShape(32, 1, 2).hidden)
+        unpack(bundle_of(fitted), replace(parts, fields=("action",), shape=RowShape(HIDDEN, 6, 1)))
+    with pytest.raises(BundleError, match="config says hidden 32"):
+        unpack(bundle_of(fitted), replace(parts, shape=RowShape(32, 6, 2)))
     broken = replace(fitted, files=fitted.files | {"calibration.safetensors": b"x"})
     with pytest.raises(BundleError, match="lacks a part"):
-        unpack(bundle_of(broken), parts.fields, HIDDEN)
+        unpack(bundle_of(broken), parts)

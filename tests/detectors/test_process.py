@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from itertools import pairwise
 from typing import Any
 
@@ -23,9 +24,10 @@ from pipeline.store import RowStore
 from tests.conftest import make_learned
 from tests.naive import Event, Partition, process_one
 
+a_number = st.sampled_from([0.0, 50.0, 50.5, math.nan, -1e9]) | st.integers(0, 10**15).map(float) | st.floats(0, 300)
 events_of_a_stream = st.lists(
     st.builds(
-        lambda session, step, action, status, is_end: (session, step, (action, status), is_end),
+        lambda session, step, action, status, is_end, numbers: (session, step, (action, status), is_end, numbers),
         st.sampled_from(["a", "b", "c", "d", "é"]),
         st.sampled_from([0, 0, 1_000])
         | st.integers(-3_000, 4_000)
@@ -33,6 +35,7 @@ events_of_a_stream = st.lists(
         st.sampled_from(["view", "add", "pay", "ship", "close", "teleport", None]),
         st.sampled_from(["ok", "failed", "<oov>", None]),
         st.sampled_from([False] * 9 + [True]),
+        st.tuples(a_number, a_number),
     ),
     max_size=60,
 )
@@ -51,20 +54,31 @@ rules_of_a_stream = st.builds(
 )
 
 
-def as_events(drawn: list[Any], ids: list[str | None] | None = None) -> list[Event]:
+_NAMES = {"ok": "cpu", "failed": "sent", "<oov>": "size", None: None}  # of numbers, by status
+
+
+def as_events(drawn: list[Any], parts: Parts, ids: list[str | None] | None = None) -> list[Event]:
     now, out = 1_000_000, []
-    for offset, (session, step, tokens, is_end) in enumerate(drawn):
+    for offset, (session, step, (action, status), is_end, drawn_numbers) in enumerate(drawn):
         now = max(0, now + step)
         identity = None if ids is None else ids[offset % len(ids)]
-        out.append(Event(offset * 2, session, now, tokens, is_end, identity))  # holes, as after compaction
+        named = parts.measures.named_by is not None
+        tokens = (action, _NAMES[status] if named else status)
+        numbers = drawn_numbers[: len(parts.number_fields)]
+        out.append(Event(offset * 2, session, now, tokens, is_end, identity, numbers))  # holes, as after compaction
     return out
+
+
+def last_of(parts: Parts) -> Event:
+    """An event so late that all before it are released, and over."""
+    return Event(10_000, "the last", 2_000_000_000, (None, None), False, None, (0.0,) * len(parts.number_fields))
 
 
 def with_rules(parts: Parts, rules: dict[str, Any], remembered: int = 0) -> Parts:
     return dataclasses.replace(parts, rules=dataclasses.replace(parts.rules, **rules), remembered=remembered)
 
 
-def as_columns(events: list[Event]) -> Events:
+def as_columns(events: list[Event], columns: int = 0) -> Events:
     numbers: dict[str, int] = {}
     session = [numbers.setdefault(e.session, len(numbers)) for e in events]
     return Events(
@@ -72,6 +86,7 @@ def as_columns(events: list[Event]) -> Events:
         np.array([e.time_ms for e in events], np.int64), np.array(session, np.int32), list(numbers),
         [[e.tokens[f] for e in events] for f in (0, 1)], np.array([e.is_end for e in events], np.bool_), [], 0,
         events[-1].offset + 1 if events else None,
+        numbers=np.array([e.numbers for e in events], np.float64).reshape(len(events), columns),
         ids=np.array([NO_ID if e.id is None else stable_hash(e.id) for e in events], np.uint64),
     )  # fmt: skip
 
@@ -80,7 +95,7 @@ def run_slices(slices: list[list[Event]], parts: Parts, store: RowStore | None =
     store = RowStore(parts.shape, parts.rules) if store is None else store
     state, out = PartitionState(0), []
     for part in slices:
-        done = process_slice(store, as_columns(part), state, parts)
+        done = process_slice(store, as_columns(part, len(parts.number_fields)), state, parts)
         assert done is not None
         state = done.state
         out.extend(flatten(done))
@@ -132,9 +147,10 @@ def cut(events: list[Event], cuts: list[int]) -> list[list[Event]]:
 
 @property_test
 @given(drawn=events_of_a_stream, cuts=cuts_of_a_stream)
-def test_fast_equals_naive_for_any_slicing(drawn: list[Any], cuts: list[int], parts: Parts) -> None:
+def test_fast_equals_naive_for_any_slicing(drawn: list[Any], cuts: list[int], any_parts: Parts) -> None:
     """`process_batch` over any slicing gives what `process_one` gives event by event, bit for bit."""
-    events, partition = as_events(drawn), Partition()
+    parts = any_parts
+    events, partition = as_events(drawn, parts), Partition()
     expected = by_id([v for e in events for v in process_one(e, partition, parts)])
     found, store = run_slices(cut(events, cuts), parts)
     assert by_id(found) == expected
@@ -142,8 +158,8 @@ def test_fast_equals_naive_for_any_slicing(drawn: list[Any], cuts: list[int], pa
     for i, (_name, row) in enumerate(partition.rows.items()):
         np.testing.assert_array_equal(rows.hidden[i], row.hidden)
         assert (rows.events[i], rows.last_ms[i], rows.applied[i]) == (row.events, row.last_ms, row.applied)
-        times, hashes = rows.recent(i)
-        assert [(t, tuple(h)) for t, h in zip(times.tolist(), hashes.tolist(), strict=True)] == row.context
+        kept = zip(*(column.tolist() for column in rows.recent(i)), strict=True)
+        np.testing.assert_equal([(t, tuple(h), tuple(m)) for t, h, m in kept], row.context)
     assert store.open_sessions == len(partition.rows)
 
 
@@ -153,12 +169,13 @@ def test_fast_equals_naive_for_any_slicing(drawn: list[Any], cuts: list[int], pa
     ids=st.lists(st.sampled_from(["1", "2", "3", "4", "5", None]), min_size=1, max_size=13),
 )  # fmt: skip
 def test_order_lateness_and_duplicates_equal_naive_for_any_slicing(
-    drawn: list[Any], cuts: list[int], rules: dict[str, Any], remembered: int, ids: list[str | None], parts: Parts
+    drawn: list[Any], cuts: list[int], rules: dict[str, Any], remembered: int, ids: list[str | None], any_parts: Parts
 ) -> None:
     """Held back, put in order, late or dropped: whenever somebody looks, the same verdicts come in the end."""
+    parts = any_parts
     parts = with_rules(parts, rules, remembered)
-    events = as_events(drawn, ids)
-    last = Event(10_000, "the last", 2_000_000_000, (None, None), False)  # all before it is released, and over
+    events = as_events(drawn, parts, ids)
+    last = last_of(parts)
     partition = Partition()
     expected = by_id([v for e in [*events, last] for v in process_one(e, partition, parts)])
     found, store = run_slices([*cut(events, cuts), [last]], parts)
@@ -168,11 +185,12 @@ def test_order_lateness_and_duplicates_equal_naive_for_any_slicing(
 
 @property_test
 @given(drawn=events_of_a_stream, at=st.integers(0, 60), rules=rules_of_a_stream)
-def test_what_waits_survives_a_restart(drawn: list[Any], at: int, rules: dict[str, Any], parts: Parts) -> None:
+def test_what_waits_survives_a_restart(drawn: list[Any], at: int, rules: dict[str, Any], any_parts: Parts) -> None:
     """Rows with events held back, written to bytes and read back between any two events, change no later verdict."""
+    parts = any_parts
     parts = with_rules(parts, rules)
-    events = as_events(drawn)
-    last = Event(10_000, "the last", 2_000_000_000, (None, None), False)
+    events = as_events(drawn, parts)
+    last = last_of(parts)
     whole, _ = run_slices([events, [last]], parts)
     first, store = run_slices([events[:at]], parts)
     names, row_format = store.open_names(), RowFormat(parts.shape)
@@ -181,7 +199,7 @@ def test_what_waits_survives_a_restart(drawn: list[Any], at: int, rules: dict[st
         restored.put(names, row_format.decode(row_format.encode(store.take(names))))
     state, then = PartitionState(0, max([-1, *(e.time_ms for e in events[:at])])), []
     for part in (events[at:], [last]):
-        done = process_slice(restored, as_columns(part), state, parts)
+        done = process_slice(restored, as_columns(part, len(parts.number_fields)), state, parts)
         assert done is not None
         state = done.state
         then += flatten(done)
@@ -192,7 +210,7 @@ def test_what_waits_survives_a_restart(drawn: list[Any], at: int, rules: dict[st
 @given(drawn=events_of_a_stream, cuts=cuts_of_a_stream)
 def test_warming_up_is_null_and_still_ends_sessions(drawn: list[Any], cuts: list[int], unlearned_parts: Parts) -> None:
     """Without a bundle the same sessions end, and every score is null, never 0."""
-    events, partition = as_events(drawn), Partition()
+    events, partition = as_events(drawn, unlearned_parts), Partition()
     expected = by_id([v for e in events for v in process_one(e, partition, unlearned_parts)])
     found, _ = run_slices(cut(events, cuts), unlearned_parts)
     assert by_id(found) == expected
@@ -201,9 +219,10 @@ def test_warming_up_is_null_and_still_ends_sessions(drawn: list[Any], cuts: list
 
 @property_test
 @given(drawn=events_of_a_stream, at=st.integers(0, 60))
-def test_cut_anywhere_and_restore(drawn: list[Any], at: int, parts: Parts) -> None:
+def test_cut_anywhere_and_restore(drawn: list[Any], at: int, any_parts: Parts) -> None:
     """Rows written to bytes and read back between any two events change no later verdict."""
-    events = as_events(drawn)
+    parts = any_parts
+    events = as_events(drawn, parts)
     before, after = events[:at], events[at:]
     whole, _ = run_slices([before, after], parts)
     first, store = run_slices([before], parts)
@@ -212,7 +231,7 @@ def test_cut_anywhere_and_restore(drawn: list[Any], at: int, parts: Parts) -> No
     restored = RowStore(parts.shape, parts.rules)
     restored.put(names, row_format.decode(row_format.encode(store.take(names))) if names else store.take(names))
     state = PartitionState(0, max([-1, *(e.time_ms for e in before)]))
-    done = process_slice(restored, as_columns(after), state, parts)
+    done = process_slice(restored, as_columns(after, len(parts.number_fields)), state, parts)
     assert done is not None
     assert by_id(first + flatten(done)) == by_id(whole)
 

@@ -34,11 +34,11 @@ def naive_nats(binning: Binning, value: float) -> float:
     if math.isnan(value) or not len(binning.edges):
         return 0.0
     value = min(max(value, -LARGEST), LARGEST)
-    low, high = binning.edges[0], binning.edges[-1]
+    low, high = float(binning.edges[0]), float(binning.edges[-1])
     if low <= value < high:
         return 0.0
     tail, z = (binning.low, low - value) if value < low else (binning.high, value - high)
-    return (1 + 1 / tail.shape) * math.log1p(tail.shape * z / tail.scale)
+    return (1 + 1 / tail.shape) * math.log1p(min(tail.shape * z / tail.scale, 1e308))
 
 
 @unhurried
@@ -51,7 +51,7 @@ def test_ids_and_tails_are_what_they_say(learned: NDArray[Any], values: NDArray[
     tails = binning.tail_surprise(values, ids)
     assert np.isfinite(tails).all()
     np.testing.assert_allclose(tails, [naive_nats(binning, value) for value in values.tolist()], rtol=1e-6, atol=1e-30)
-    assert binning.size <= 2 * bins + 4 + bins
+    assert binning.size <= 2 * bins + 5
     assert np.all(np.diff(binning.edges) > 0)
 
 
@@ -132,6 +132,14 @@ def test_levels_have_bins_and_so_have_the_gaps() -> None:
     ids = binning.ids(np.array([1.0, 2.0, 4.0, 3.0, 1.5]))
     assert len(set(ids.tolist())) == 5
     assert set(ids[3:].tolist()).isdisjoint(binning.ids(values).tolist())
+
+
+def test_what_never_was_has_a_modest_tail() -> None:
+    """Beyond a constant, nobody knows what is far: surprise grows slowly, from a thousandth of its size on."""
+    for constant, size in ((0.0, 1.0), (1e-6, 1e-6), (5e9, 5e9)):
+        values = constant + size * np.array([1e-4, 1e-2, 1.0])
+        binning = Binning.learn(np.full(50, constant))
+        assert binning.tail_surprise(values, binning.ids(values)) == pytest.approx([0.19, 4.8, 13.8], rel=0.01)
 
 
 def test_nothing_learned_is_unknown() -> None:
@@ -265,7 +273,8 @@ def test_without_a_bundle_numbers_are_unknown(given_names: list[str | None] | No
     "change",
     [
         {"edges": [1.0]}, {"edges": [2.0, 1.0]}, {"edges": [1.0, None]}, {"edges": [[1.0, 2.0]]}, {"edges": "x"},
-        {"edges": [0.0, 1e308]}, {"low": [1.0]}, {"low": [0.0, 0.5]}, {"high": [1.0, 0.0]}, {"high": [math.nan, 0.5]},
+        {"edges": [0.0, 1e308]}, {"low": [1e308, 0.5]},
+        {"low": [1.0]}, {"low": [0.0, 0.5]}, {"high": [1.0, 0.0]}, {"high": [math.nan, 0.5]},
         {"high": None},
     ],
 )  # fmt: skip

@@ -155,15 +155,23 @@ def test_a_walk_cut_anywhere_ends_the_same_sessions(steps: list[tuple[int, int, 
 def test_sessions_are_numbered_by_their_first_events(steps: list[tuple[int, int, bool]]) -> None:
     """Every operation carries its session's number; a session's operations are its steps and then one end."""
     walked = walk(as_times(steps), close_all=True)
-    numbers = number_sessions(walked)
+    numbers, begins = number_sessions(walked)
     firsts = [
         int(n) for n, k, r in zip(numbers, walked.kind, walked.record, strict=True) if k == STEP and walked.first[r]
     ]
     assert firsts == list(range(len(firsts)))
+    assert begins.tolist() == np.flatnonzero(walked.first).tolist()
     for number in range(len(firsts)):
         kinds = walked.kind[numbers == number].tolist()
         assert kinds[:-1] == [STEP] * (len(kinds) - 1)
         assert kinds[-1] != STEP
+
+
+def test_long_sessions_count_as_several() -> None:
+    """Each piece begins a session of its own; the end belongs to the last."""
+    walked = walk([(0, 0, False), (1, 0, False), (0, 1, False), (0, 2, False), (0, 3, True), (1, 4, False)])
+    numbers, begins = number_sessions(walked, longest=2)
+    assert (numbers.tolist(), begins.tolist()) == ([0, 1, 0, 2, 2, 2, 1], [0, 1, 3])
 
 
 def test_log_gaps() -> None:

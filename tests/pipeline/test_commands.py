@@ -272,7 +272,10 @@ def test_a_section_that_is_empty_can_come_from_the_environment(
         (("score", "-s", "orders", "--input", "nope", "--output", "g"), "nope cannot be read: No such file"),
         (("produce", "f", "-s", "nope"), "the config has no stream 'nope'"),
         (("produce", "f", "-s", "orders", "--rate", "0"), "--rate"),
-        (("tail", "nonsense"), "'nonsense' is no output topic; there are anomalies, decisions, dead-letters, late, drift"),
+        (
+            ("tail", "nonsense"),
+            "'nonsense' is no output topic; there are anomalies, decisions, dead-letters, late, drift",
+        ),
         (("tail", "--limit", "0"), "--limit"),
         (("sessions", "show", "a", "-s", "nope"), "the config has no stream 'nope'; it has: orders"),
         (("sessions", "show", "", "-s", "orders"), "the session's name is empty, so no session can have it"),

@@ -23,6 +23,7 @@ from tests.detectors.test_process import (
     cuts_of_a_stream,
     events_of_a_stream,
     flatten,
+    last_of,
     property_test,
     rules_of_a_stream,
     with_rules,
@@ -30,7 +31,6 @@ from tests.detectors.test_process import (
 from tests.naive import Event, Partition, process_one
 
 _CAPACITY, _PIECE = 4, 2
-_LAST = Event(10_000, "the last", 2_000_000_000, (None, None), False)
 
 
 class _Life:
@@ -45,10 +45,10 @@ class _Life:
 
     def score(self, events: list[Event]) -> None:
         """One slice, as a worker does it: piece by piece, with checkpoints where there is no room."""
-        for piece in as_columns(events).pieces(_PIECE):
+        for piece in as_columns(events, len(self._parts.number_fields)).pieces(_PIECE):
             more = self._piece(piece)
         while more:
-            more = self._piece(as_columns([]))
+            more = self._piece(as_columns([], len(self._parts.number_fields)))
 
     def _piece(self, piece: Any) -> bool:
         done = process_slice(self._store, piece, self._state, self._parts, limit=_PIECE)
@@ -93,14 +93,15 @@ class _Life:
     between=st.lists(st.sampled_from(["nothing", "checkpoint", "restart", "replay"]), min_size=1, max_size=9),
 )  # fmt: skip
 def test_any_life_gives_the_naive_verdicts(
-    drawn: list[Any], cuts: list[int], rules: dict[str, Any], between: list[str], parts: Parts
+    drawn: list[Any], cuts: list[int], rules: dict[str, Any], between: list[str], any_parts: Parts
 ) -> None:
     """Slices, pieces, checkpoints, restarts and replays in any order: each verdict once, and the naive one."""
-    parts, events, partition = with_rules(parts, rules), as_events(drawn), Partition()
-    expected = by_id([v for e in [*events, _LAST] for v in process_one(e, partition, parts)])
+    parts = any_parts
+    parts, events, partition = with_rules(parts, rules), as_events(drawn, parts), Partition()
+    expected = by_id([v for e in [*events, last_of(parts)] for v in process_one(e, partition, parts)])
     with tempfile.TemporaryDirectory() as folder:
         life = _Life(Path(folder), parts)
-        for i, part in enumerate([*cut(events, cuts), [_LAST]]):
+        for i, part in enumerate([*cut(events, cuts), [last_of(parts)]]):
             if part:
                 life.score(part)
             happens = between[i % len(between)]

@@ -97,8 +97,9 @@ def test_the_golden_rows(version: int) -> None:
     form = RowFormat(RowShape(**golden["shape"]))
     rows = form.decode([bytes.fromhex(golden["hex"])])
     assert {name: getattr(rows, name)[0].tolist() for name in golden["row"]} == golden["row"]
-    times, hashes = rows.recent(0)
-    assert times.tolist() == [time_ms for time_ms, _ in golden["recent"]]
-    assert hashes.tolist() == [[stable_hash(text) for text in texts] for _, texts in golden["recent"]]
+    times, hashes, numbers = rows.recent(0)
+    assert times.tolist() == [time_ms for time_ms, *_ in golden["recent"]]
+    assert hashes.tolist() == [[stable_hash(text) for text in texts] for _, texts, *_ in golden["recent"]]
+    assert numbers.tolist() == [kept[0] if kept else [] for _, _, *kept in golden["recent"]]
     assert [event._asdict() for event in unpack_held(rows.held[0])] == golden.get("held", [])
     assert (form.encode(rows)[0].hex() == golden["hex"]) == (version == VERSION)
