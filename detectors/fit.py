@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from hashlib import sha256
@@ -131,7 +132,7 @@ def fit(
         "calibration": {"records": records.count, "sessions": sessions.count},
         "versions": {name: version(name) for name in ("offbeat", "torch", "numpy", "numba")},
     }  # fmt: skip
-    files = pack(vocabulary, weights, records, sessions, templates, numbers)
+    files = pack(vocabulary, weights, records, sessions, templates, numbers) | _usual_fields(partitions, role, parts)
     return Fit(content, files, _warnings(records, sessions, parts.rate), templates, vocabulary, numbers)
 
 
@@ -265,6 +266,19 @@ def _calibrate(
 
 def _record_scores(verdicts: Verdicts, partition: _Partition, held_back: NDArray[np.bool_]) -> NDArray[np.float32]:
     return verdicts.score[_records(partition, held_back)]
+
+
+def _usual_fields(partitions: list[_Partition], role: NDArray[np.int8], parts: Parts) -> dict[str, bytes]:
+    """How often fields are missing, of a wrong type or unknown, for workers to compare with."""
+    if parts.watch is None:
+        return {}
+    found = []
+    for p in partitions:
+        # In the order of arrival, in which workers count; events that were put in order are found by their offsets.
+        taught = np.isin(p.arrived.offsets, p.events.offsets[_records(p, role == 0)])
+        found.append((p.arrived, parts.encoder.ids(p.arrived.tokens, len(p.arrived)), ~taught))
+    usual = replace(parts.watch, usual={}).learn(found)
+    return {"schema.json": json.dumps(usual, indent=1, sort_keys=True).encode()}
 
 
 def _data_span(partitions: list[_Partition], first_ms: NDArray[np.int64]) -> dict[str, Any]:

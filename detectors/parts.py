@@ -15,6 +15,7 @@ from safetensors.numpy import load, save
 
 from detectors.calibration import Calibration
 from detectors.rows import RowShape
+from detectors.schema_watch import SchemaWatch
 from features.events import Events
 from features.measures import SEASONS, NumberRules, seasons
 from features.numbers import NumberBins, NumberEncoder
@@ -45,6 +46,8 @@ class Learned:
         Which positions in time the model is given (features/measures.py).
     certificate
         Of the features it was trained with (features/certificate.py); None where the bundle has none.
+    usual
+        What `detectors.schema_watch` takes for usual; None where the bundle does not say it.
     number
         64 bits of the digest, the mark in each session row this bundle wrote.
     """
@@ -58,6 +61,7 @@ class Learned:
     certificate: dict[str, str] | None = None
     numbers: NumberBins = NO_NUMBERS
     seasonal: tuple[str, ...] = ()
+    usual: dict[str, float] | None = None
 
     @property
     def kernel(self) -> GruKernel:
@@ -100,6 +104,7 @@ class Parts:
     remembered: int = 0
     sends_late: bool = False
     measures: NumberRules = NO_RULES
+    watch: SchemaWatch | None = None
 
     @property
     def schema(self) -> dict[str, Any]:
@@ -230,6 +235,7 @@ def unpack(bundle: Bundle, parts: Parts) -> Learned:
         templates = Templates.from_json(json.loads(bundle.files.get("templates.json", b"[]")))
         bins = NumberBins.from_json(json.loads(bundle.files.get("numbers.json", b'{"names":null,"binnings":[]}')))
         certificate = json.loads(bundle.files.get("certificate.json", b"null"))
+        usual = json.loads(bundle.files.get("schema.json", b"null"))
         weights = load(bundle.files["weights.safetensors"])
         found = load(bundle.files["calibration.safetensors"])
         records, sessions = (
@@ -240,7 +246,7 @@ def unpack(bundle: Bundle, parts: Parts) -> Learned:
         message = f"bundle {bundle.digest[:12]} lacks a part ({error}); run `offbeat train --promote`"
         raise BundleError(message) from None
     model = GruKernel(weights, (*vocabulary.sizes, *bins.sizes), tuple(1 + SEASONS[name] for name in seasonal))
-    return Learned(bundle.digest, vocabulary, model, records, sessions, templates, certificate, bins, seasonal)
+    return Learned(bundle.digest, vocabulary, model, records, sessions, templates, certificate, bins, seasonal, usual)
 
 
 def _in_words(schema: dict[str, Any], parts: Sequence[str]) -> str:

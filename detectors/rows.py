@@ -9,6 +9,7 @@ import numpy as np
 from numba import njit
 from numpy.typing import NDArray
 
+from detectors.schema_watch import SchemaState
 from features.event_order import NOTHING_HELD, earliest_ms
 from features.sessions import NEVER_MS, NO_WATERMARK, SessionClocks, SessionRules
 
@@ -151,20 +152,24 @@ class PartitionState:
         How many valid records were taken in.
     recent_ids
         Ids of the last events, oldest first, 8 bytes each, little endian.
+    schema
+        What `detectors.schema_watch` remembers of the fields; None before the first record.
     """
 
     next_offset: int
     watermark_ms: int = NO_WATERMARK
     records: int = 0
     recent_ids: bytes = b""
+    schema: SchemaState | None = None
 
     def advance(
         self, next_offset: int | None, watermark_ms: int, records: int, recent_ids: bytes = b""
     ) -> PartitionState:
         """The state after a slice."""
         return PartitionState(
-            self.next_offset if next_offset is None else next_offset, watermark_ms, self.records + records, recent_ids
-        )
+            self.next_offset if next_offset is None else next_offset, watermark_ms, self.records + records, recent_ids,
+            self.schema,
+        )  # fmt: skip
 
 
 @njit(cache=True)

@@ -171,7 +171,7 @@ class Decoder:
             try:
                 events[i] = self._parse(value)
             except RecordError as error:
-                rejects.append(Reject(index[i], error))
+                rejects.append(Reject(index[i], error, offset=records[i].offset))
         return _Parsed([index[i] for i in events], [records[i] for i in events], list(events.values())), rejects
 
     def _bad(self, parsed: _Parsed, *, check_key: bool) -> dict[int, Reject]:
@@ -181,7 +181,7 @@ class Decoder:
         except RecordError as error:
             n = len(parsed.places)
             if n == 1:
-                return {parsed.places[0]: Reject(parsed.places[0], error)}
+                return {parsed.places[0]: Reject(parsed.places[0], error, offset=parsed.records[0].offset)}
             halves = (parsed.only(range(n // 2)), parsed.only(range(n // 2, n)))
             return self._bad(halves[0], check_key=check_key) | self._bad(halves[1], check_key=check_key)
         return {}
@@ -211,7 +211,10 @@ class Decoder:
             sessions=sessions,
             tokens=[_masked(column, way) for column, way in zip(events.tokens, self._mask_tokens, strict=True)],
             messages=None if events.messages is None else _masked(events.messages, self._mask_message),
-            rejects=[Reject(r.index, type(r.error)(r.error.in_general), is_private=True) for r in events.rejects],
+            rejects=[
+                Reject(r.index, type(r.error)(r.error.in_general, r.error.at), is_private=True, offset=r.offset)
+                for r in events.rejects
+            ],
         )
 
     def _sessions(
@@ -326,7 +329,7 @@ def _texts(field: str, found: list[Any]) -> list[str | None]:
     longest = max((len(text) for text in set(texts) if text is not None), default=0)
     if longest > MAX_TOKEN_CHARACTERS:
         message = f"the token field {field} has {longest} characters; {MAX_TOKEN_CHARACTERS} are allowed"
-        raise WrongTypeError(message)
+        raise WrongTypeError(message, ".".join(map(str, parse_path(field))))
     return texts
 
 

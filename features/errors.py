@@ -17,11 +17,21 @@ from typing import ClassVar
 
 
 class RecordError(ValueError):
-    """A record that cannot be scored; `reason` is its stable name in dead letters and metrics."""
+    """A record that cannot be scored; `reason` is its stable name in dead letters and metrics.
+
+    Parameters
+    ----------
+    at
+        Where in the record, if one place is to blame: the keys and positions of its path with dots between them.
+    """
 
     reason: ClassVar[str] = "bad_record"
     in_general: ClassVar[str] = "the record cannot be scored"  # what may be said where its content must not be
     retriable: ClassVar[bool] = False
+
+    def __init__(self, message: str, at: str = "") -> None:
+        super().__init__(message)
+        self.at = at
 
 
 class NotJsonError(RecordError):

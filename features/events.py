@@ -33,6 +33,7 @@ class Reject:
     index: int
     error: RecordError
     is_private: bool = False
+    offset: int = -1
 
 
 _COUNTS = ("tombstones", "infinite", "without_time", "ahead")  # of a whole slice: its first piece has them

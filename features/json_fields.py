@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Collection, Mapping, Sequence
 from operator import attrgetter
 from typing import Any
@@ -11,6 +12,7 @@ import msgspec
 from features.errors import NotJsonError, WrongTypeError
 from features.paths import Path, format_path
 
+_AT = re.compile(r"at `\$\.(.+)`$")  # where the JSON reader says an error is
 Kinds = frozenset[type]  # of str, int, float, bool; null and absence are allowed always
 ANY: Kinds = frozenset({str, int, float, bool})
 
@@ -146,7 +148,9 @@ def _parse(decode: Callable[[Any], Any], decode_beyond: Callable[[Any], Any], va
     except msgspec.ValidationError as error:
         if decode is not decode_beyond and "Number out of range" in str(error):
             return _parse(decode_beyond, decode_beyond, value, at)
-        raise WrongTypeError(_plain(error, at)) from None
+        found = _AT.search(str(error))
+        inside = () if found is None else (found[1],)
+        raise WrongTypeError(_plain(error, at), ".".join(map(str, (*at, *inside)))) from None
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise NotJsonError(_plain(error, at)) from None
 

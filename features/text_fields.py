@@ -52,7 +52,7 @@ class TextFields:
             if value is not None and type(value) not in kinds and kinds != ANY:
                 expected = " or ".join(sorted(kind.__name__ for kind in kinds))
                 message = f"Expected {expected}, got {type(value).__name__} - at '{format_path(path)}'"
-                raise WrongTypeError(message)
+                raise WrongTypeError(message, ".".join(map(str, path)))
             return value
 
         return get

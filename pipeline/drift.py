@@ -9,16 +9,21 @@ import orjson
 
 from pipeline.outputs import Output, Place, event_headers, message_id
 
-Kind = Literal["topic_recreated", "records_lost", "offset_reset", "sessions_lost"]
+Kind = Literal[
+    "topic_recreated", "records_lost", "offset_reset", "sessions_lost",
+    "field_missing", "field_type", "field_unknown_values",
+]  # fmt: skip
+Phase = Literal["began", "ended"]
 MAX_NAMED = 100  # sessions named in a message, so that it stays far below what Kafka takes
 _UNITS: dict[Kind, str] = {
     "topic_recreated": "sessions", "records_lost": "records", "offset_reset": "sessions", "sessions_lost": "sessions",
+    "field_missing": "records", "field_type": "records", "field_unknown_values": "records",
 }  # fmt: skip
 
 
 def drift_output(
     kind: Kind, *, stream: str, place: Place, offset: int, amount: int, detail: str, now_ms: int,
-    since_ms: int | None = None, sessions: Sequence[str] = (),
+    since_ms: int | None = None, sessions: Sequence[str] = (), field: str | None = None, phase: Phase | None = None,
 ) -> Output:  # fmt: skip
     """Say that a partition's source or state changed. Pure: the same arguments give the same message.
 
@@ -26,17 +31,20 @@ def drift_output(
     ----------
     offset
         Where in `place` it was seen: for `topic_recreated` and `offset_reset` where reading goes on, for
-        `records_lost` the first offset still there, for `sessions_lost` X + 1.
+        `records_lost` the first offset still there, for `sessions_lost` X + 1, for a field the last record looked at.
     amount
-        Lost records for `records_lost`; else sessions: those that were closed, or that start anew.
+        Lost records for `records_lost`; for a field those affected since it began; else sessions: those that were
+        closed, or that start anew.
     detail
         One sentence for people.
     since_ms
         Since when it has been so, where that is known.
     sessions
         Names of lost sessions; the first `MAX_NAMED` are written.
+    field, phase
+        Of what is about a field: its path, and whether it began or ended.
     """
-    identity = message_id(stream, place, offset, kind)
+    identity = message_id(stream, place, offset, kind if field is None else f"{kind}/{field}")
     body = {
         "type": kind,
         "id": identity,
@@ -47,6 +55,8 @@ def drift_output(
         "amount": amount,
         "amount_unit": _UNITS[kind],
         "sessions": list(sessions[:MAX_NAMED]),
+        "field": field,
+        "phase": phase,
         "detected_ms": now_ms,
     }
     key = f"{stream}/{place.topic}/{place.partition}".encode()  # one partition's drift stays in order

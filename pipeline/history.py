@@ -14,6 +14,7 @@ from features.event_time import parse_time_ms
 from features.events import Events, Record
 from pipeline.clients import Clients
 from pipeline.errors import TopicError, UsageError
+from pipeline.field_check import check_fields
 from pipeline.score import read_lines
 from pipeline.settings import StreamSettings
 from pipeline.units import parse_duration_ms
@@ -52,6 +53,7 @@ def from_file(path: Path, stream: StreamSettings, decoder: Decoder, progress: Ca
     by_place: dict[object, list[Record]] = {}
     for line in read_lines(path, stream.topic, progress):
         by_place.setdefault(line.place, []).append(line)
+    check_fields(by_place.values(), stream)
     return _decode(by_place.values(), decoder, check_key=False)
 
 
@@ -78,7 +80,9 @@ def from_topic(
     """
     consumer = clients.confluent_consumer("offbeat-train", from_start=True)
     try:
-        return _decode(_read(consumer, stream.topic, since_ms, until_ms, progress), decoder, check_key=True)
+        records = _read(consumer, stream.topic, since_ms, until_ms, progress)
+        check_fields(records, stream)
+        return _decode(records, decoder, check_key=True)
     except KafkaException as error:
         message = f"topic {stream.topic} cannot be read: {error.args[0].str()}"
         raise TopicError(message) from None

@@ -122,7 +122,8 @@ class Holding:
     @property
     def state(self) -> PartitionState:
         """What scoring begins with."""
-        return PartitionState(self.row.next_offset, self.row.watermark_ms, self.row.records, self.row.recent_ids)
+        row = self.row
+        return PartitionState(row.next_offset, row.watermark_ms, row.records, row.recent_ids, row.schema)
 
     @property
     def cold(self) -> ColdRows:

@@ -49,6 +49,23 @@ class Metrics:
             "Records given Kafka's timestamp, by reason: their time field is missing, or too far ahead of it.",
             ("stream", "reason"), registry=registry,
         )  # fmt: skip
+        self.infinite_numbers = Counter(
+            "offbeat_infinite_numbers", "Numbers that were infinite, and so count as missing.", ("stream",),
+            registry=registry,
+        )  # fmt: skip
+        self.field_missing = Counter(
+            "offbeat_field_missing", "Records without a field; those without a session are dead letters, too.",
+            ("stream", "field"), registry=registry,
+        )  # fmt: skip
+        self.field_wrong_type = Counter(
+            "offbeat_field_wrong_type", "Records with a field of a type or length that the config does not allow.",
+            ("stream", "field"), registry=registry,
+        )  # fmt: skip
+        self.field_drift = Gauge(
+            "offbeat_field_drift",
+            "1 while a field differs from training; kind is missing, type or unknown. See the drift topic.",
+            (*_BY_PARTITION, "field", "kind"), registry=registry,
+        )  # fmt: skip
         self.verdicts = Counter(
             "offbeat_verdicts", "Decisions on records and sessions; anomaly is true or false.",
             ("stream", "type", "anomaly"), registry=registry,
@@ -130,3 +147,8 @@ class Metrics:
                 gauge.remove(stream, str(partition))
             except KeyError:  # it was never opened
                 continue
+        self.forget_fields(stream, partition)
+
+    def forget_fields(self, stream: str, partition: int) -> None:
+        """No field of a partition drifts any more: it is not ours, or begins anew."""
+        self.field_drift.remove_by_labels({"stream": stream, "partition": str(partition)})

@@ -22,6 +22,7 @@ from aiokafka.errors import ProducerFenced
 
 from detectors.process import Verdicts
 from detectors.rows import PartitionState
+from detectors.schema_watch import Watched
 from features.events import Events
 from pipeline.context import StreamContext
 from pipeline.drift import drift_output
@@ -33,6 +34,7 @@ from pipeline.outputs import Emitter, Output, Place
 from pipeline.partition_row import PartitionRow
 from pipeline.pulse import Pulse
 from pipeline.recovery import Replay
+from pipeline.schema_drift import detail_of, schema_drift_output
 from pipeline.slices import process_slice
 from pipeline.wire import DeleteSession
 
@@ -168,6 +170,9 @@ class Partition:
         if self.closed:  # it failed before it began
             return
         self.context.metrics.checkpoint_age.labels(*labels).set_function(self.uncovered_s)
+        for drift in self.state.schema.drifts if self.state.schema else ():
+            kind, field = drift.split("/", 1)
+            self.context.metrics.field_drift.labels(*labels, field, kind).set(1)
         self.context.health.opened(self.context.name, self.place.partition)
         self.context.controls.follow(self.context.name, self._holding.row.controls, self)
         self._task = asyncio.create_task(self._run())
@@ -275,6 +280,7 @@ class Partition:
             self._uncovered_since = self.context.monotonic()
         self._count(events, done.verdicts)
         verdicts, metrics, name = done.verdicts, self.context.metrics, self.context.name
+        await self._say_fields(done.watched)
         for reject in events.rejects:
             await self._send(self._emitter.dead_letter(reject, records[reject.index], self.context.now_ms()))
             metrics.dead_letters.labels(name, reject.error.reason).inc()
@@ -295,9 +301,28 @@ class Partition:
         for reason, count in (("missing", events.without_time), ("ahead", events.ahead)):
             if count:
                 metrics.time_fallbacks.labels(name, reason).inc(count)
+        metrics.infinite_numbers.labels(name).inc(events.infinite)
         metrics.late_records.labels(name).inc(int(verdicts.late.sum()))
         metrics.early_records.labels(name).inc(verdicts.early)
         metrics.duplicates.labels(name).inc(len(verdicts.duplicates))
+
+    async def _say_fields(self, watched: Watched) -> None:
+        """What the fields of a piece looked like."""
+        metrics, name, place = self.context.metrics, self.context.name, self._emitter.place
+        for counter, counts in (
+            (metrics.field_missing, watched.missing), (metrics.field_wrong_type, watched.wrong_type),
+        ):  # fmt: skip
+            for field, count in counts.items():
+                counter.labels(name, field).inc(count)
+        for drift in watched.drifts:
+            about = {"stream": name, "partition": place.partition, "field": drift.field, "kind": drift.kind}
+            if drift.has_begun:
+                log.error("field drift", **about, detail=detail_of(drift))
+            else:
+                log.info("field drift ended", **about, detail=detail_of(drift))
+            metrics.field_drift.labels(name, str(place.partition), drift.field, drift.kind).set(drift.has_begun)
+            now_ms = self.context.now_ms()
+            await self._send(schema_drift_output(drift, stream=name, place=place, now_ms=now_ms))
 
     async def _send(self, output: Output) -> None:
         """Let an output leave, at once or with its transaction; nothing leaves a worker the group has given up."""
@@ -366,6 +391,7 @@ class Partition:
         self._row = replace(self._row, topic_id=finding.topic_id, epoch=self._row.epoch + 1)
         self._emitter = replace(self._emitter, place=replace(self.place, epoch=self._row.epoch))
         self.state = PartitionState(finding.offset)
+        self.context.metrics.forget_fields(self.context.name, self.place.partition)
 
     @property
     def has_room(self) -> bool:
@@ -428,7 +454,7 @@ class Partition:
         state, store = self.state, self._holding.store
         row = replace(
             self._row, next_offset=state.next_offset, watermark_ms=state.watermark_ms, records=state.records,
-            recent_ids=state.recent_ids, sessions=store.open_sessions,
+            recent_ids=state.recent_ids, sessions=store.open_sessions, schema=state.schema,
         )  # fmt: skip
         self._take_copies(row, state.next_offset)
 

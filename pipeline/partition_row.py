@@ -10,6 +10,7 @@ from zlib import crc32
 
 import msgspec
 
+from detectors.schema_watch import SchemaState
 from pipeline.errors import DamagedStateError, StateError
 
 VERSION = 2  # version 1 was bare JSON, before the first release
@@ -22,7 +23,7 @@ class PartitionRow:
 
     Attributes
     ----------
-    next_offset, watermark_ms, records
+    next_offset, watermark_ms, records, schema
         As in `detectors.rows.PartitionState`.
     sessions
         Open ones.
@@ -51,6 +52,7 @@ class PartitionRow:
     epoch: int
     controls: int
     recent_ids: bytes = b""
+    schema: SchemaState | None = None
 
     def encode(self) -> bytes:
         """As it is saved."""

@@ -32,6 +32,9 @@ def _changed(drift: Json) -> str:
     """What changed, where and how much; a type of a later version has its own words in `detail`."""
     source, amount = drift["source"], f"{drift['amount']:,}"
     place = f"{source['topic']}/{source['partition']}"
+    if drift.get("field") is not None:
+        since = "" if drift["since_ms"] is None else f" since {_moment(drift['since_ms'])}"
+        return f"{place}: {drift['type']} {drift['phase']},{since} {amount} records. {drift['detail']}"
     names = "".join(f" {name}" for name in drift["sessions"][:_NAMED])
     more = f" and {drift['amount'] - _NAMED:,} more" if drift["amount"] > _NAMED else ""
     said = {

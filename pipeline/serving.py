@@ -11,6 +11,7 @@ import orjson
 
 from detectors.parts import Learned, Parts, unpack
 from detectors.rows import RowShape
+from detectors.schema_watch import SchemaWatch
 from features.certificate import certify
 from features.decode import Decoder
 from features.masking import Masker, make_masker
@@ -109,6 +110,14 @@ def make_parts(settings: Settings, name: str, learned: Learned | None) -> Parts:
         remembered=0 if stream.duplicates.id is None else stream.duplicates.remember,
         sends_late=stream.late.send,
         measures=_measures(stream),
+        watch=SchemaWatch(
+            stream.fields[:words],
+            stream.number_fields,
+            stream.session.by,
+            stream.time,
+            None if learned is None else learned.usual,
+            tells_values=not stream.mask,
+        ),
     )
 
 

@@ -10,19 +10,26 @@ import numpy as np
 from detectors.parts import Parts
 from detectors.process import Verdicts, process_batch
 from detectors.rows import PartitionState, SessionRows
+from detectors.schema_watch import Watched
 from features.events import Events
 from pipeline.store import RowStore
+
+NOTHING_WATCHED = Watched()
 
 
 @dataclass(frozen=True)
 class Processed:
-    """Verdicts on a slice, the sessions and rows it began with, the partition after it, and whether more may be due."""
+    """Verdicts on a slice, the sessions and rows it began with, the partition after it, and whether more may be due.
+
+    `watched` is what its fields looked like.
+    """
 
     names: list[str]
     rows: SessionRows
     verdicts: Verdicts
     state: PartitionState
     more_due: bool
+    watched: Watched = NOTHING_WATCHED
 
 
 def process_slice(
@@ -59,4 +66,12 @@ def process_slice(
     store.put([names[i] for i in touched.tolist()], after.take(touched))
     place = {name: i for i, name in enumerate(names)}
     store.rearm(timers, after.take(np.array([place[name] for _, name in timers], np.intp)))
-    return Processed(names, rows, verdicts, state, len(timers) == limit)
+    state, watched = _watch(state, events, parts)
+    return Processed(names, rows, verdicts, state, len(timers) == limit, watched)
+
+
+def _watch(state: PartitionState, events: Events, parts: Parts) -> tuple[PartitionState, Watched]:
+    if parts.watch is None or not (len(events) or events.rejects):
+        return state, NOTHING_WATCHED
+    schema, watched = parts.watch.update_many(state.schema, events, parts.encoder.ids(events.tokens))
+    return replace(state, schema=schema), watched

@@ -170,12 +170,20 @@ class LateRecord(_Message):
 class Drift(_Message):
     """Something changed that is not about one record. Later versions add types for changed distributions."""
 
-    type: Literal["topic_recreated", "records_lost", "offset_reset", "sessions_lost"] = Field(
+    type: Literal[
+        "topic_recreated", "records_lost", "offset_reset", "sessions_lost",
+        "field_missing", "field_type", "field_unknown_values",
+    ] = Field(
         description="topic_recreated: the source was deleted and made anew. records_lost: its retention removed "
         "records before they were read. offset_reset: the group's offset was moved on purpose. sessions_lost: saved "
-        "states were damaged or gone, so these sessions start anew."
+        "states were damaged or gone, so these sessions start anew. field_missing, field_type, field_unknown_values: "
+        "a field is absent, of a wrong type, or has values that training never met, in far more records than in "
+        "training; or no longer."
+    )  # fmt: skip
+    id: str = Field(
+        description="stream/topic/partition/offset/type, and /field where there is one: the same after a restart or a "
+        "replay."
     )
-    id: str = Field(description="stream/topic/partition/offset/type: the same after a restart or a replay.")
     stream: str
     detail: str = Field(description="One sentence for people.")
     source: Source = Field(description="Where in the stream's topic: the offset at which it was seen.")
@@ -183,6 +191,8 @@ class Drift(_Message):
     amount: int = Field(ge=0, description="How many records or sessions it concerns.")
     amount_unit: Literal["records", "sessions"]
     sessions: list[str] = Field(max_length=100, description="Sessions that were lost, the first hundred; else empty.")
+    field: str | None = Field(description="The field's path, where it is about one.")
+    phase: Literal["began", "ended"] | None = Field(description="Of a field: whether this began or ended.")
     detected_ms: int = Field(description="When the worker saw it, by its own clock; differs between deliveries.")
 
 

@@ -310,7 +310,8 @@ def test_train_on_nothing(offbeat: Offbeat, files: Stack) -> None:
 
 def test_train_on_bad_lines_only(offbeat: Offbeat, files: Stack) -> None:
     """What was left out is counted by reason before the sentence says that too little remains."""
-    (files.folder / "bad.jsonl").write_text('no json\n[1]\n{"action": "view"}\n{"session": "a", "action": 1.5}\n')
+    lines = ("no json", "[1]", '{"action": "view", "status": "ok", "ts": 1}', '{"session": "a", "action": 1.5}')
+    (files.folder / "bad.jsonl").write_text("\n".join(lines) + "\n")
     done = offbeat("train", "-s", "orders", "--input", "bad.jsonl")
     assert done.failed(1, "the history holds 0 sessions")
     for left_out in ("1 records: not_json", "2 records: wrong_type", "1 records: missing_session"):

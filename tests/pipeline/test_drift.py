@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from typing import Any, get_args
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from detectors.schema_watch import FieldDrift
 from pipeline.drift import MAX_NAMED, Kind, drift_output
 from pipeline.outputs import Output, Place
+from pipeline.schema_drift import schema_drift_output
+from pipeline.sentences import sentence_of
 from pipeline.wire import Drift
 from tests.pipeline.test_outputs import validate
 
@@ -39,7 +43,7 @@ def test_drift_is_as_the_wire_model_says(kind: Kind) -> None:
         "ce_specversion": b"1.0", "ce_id": message.id.encode(), "ce_source": b"/offbeat/orders",
         "ce_type": b"io.offbeat.drift", "ce_time": b"2027-01-15T08:00:00.123Z", "content-type": b"application/json",
     }  # fmt: skip
-    assert message.amount_unit == ("records" if kind == "records_lost" else "sessions")
+    assert message.amount_unit == ("records" if kind == "records_lost" or kind.startswith("field_") else "sessions")
 
 
 @given(
@@ -59,3 +63,30 @@ def test_drift_is_pure() -> None:
     others = [made("offset_reset"), made("records_lost"), made("offset_reset", offset=8)]
     others.append(made("offset_reset", place=Place("shop.orders", 2)))
     assert len({json.loads(o.value)["id"] for o in others}) == 4
+
+
+def test_fields_are_named() -> None:
+    """What is about a field says which, and whether it began; two fields at one record have two ids."""
+    one, other = (made("field_missing", field=field, phase="began") for field in ("user.id", "action"))
+    message = validate(one)
+    assert (message.field, message.phase) == ("user.id", "began")
+    assert message.id == "orders/shop.orders/3/7/field_missing/user.id"
+    assert validate(other).id != message.id
+    assert (validate(made("records_lost")).field, validate(made("records_lost")).phase) == (None, None)
+
+
+@pytest.mark.parametrize(("kind", "word"), [("missing", "missing"), ("type", "a type"), ("unknown", "never met")])
+def test_a_field_drift_in_words(kind: str, word: str) -> None:
+    """The message says what is wrong with the field and what was usual, and `offbeat tail drift` prints a sentence."""
+    drift = FieldDrift(
+        kind, "plan", True, 7, 1_700_000_000_000, 300, 512, 300, 0.01, "gold" if kind == "unknown" else None
+    )
+    output = schema_drift_output(drift, stream="orders", place=PLACE, now_ms=1_800_000_000_123)
+    message = validate(output)
+    assert (message.amount, message.since_ms, message.field) == (300, 1_700_000_000_000, "plan")
+    assert word in message.detail
+    assert "300 of the last 512 records; in training in 1% at most" in message.detail
+    assert ("'gold'" in message.detail) == (kind == "unknown")
+    ended = schema_drift_output(replace(drift, has_begun=False), stream="orders", place=PLACE, now_ms=0)
+    assert "about as few as in training" in validate(ended).detail
+    assert f"{message.type} began, since" in sentence_of("drift", json.loads(output.value))
