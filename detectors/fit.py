@@ -89,8 +89,8 @@ def fit(
         partitions, first_ms = _sessionise(history, parts, longest)
     if len(first_ms) < MIN_SESSIONS:
         message = (
-            f"the history holds {len(first_ms)} sessions, or pieces of {LEAST_PIECE} events of long ones; at least "
-            f"{MIN_SESSIONS} are needed to learn from and to calibrate on: give a longer time span, or check "
+            f"the history holds {len(first_ms)} sessions; at least {MIN_SESSIONS} are needed to learn from and to "
+            f"calibrate on (a long one counts as several, of {LEAST_PIECE} events): give a longer time span, or check "
             "session.by and session.gap"
         )
         raise UnsuitableDataError(message)

@@ -289,9 +289,9 @@ class Partition:
         return done.more_due
 
     def _count(self, events: Events, verdicts: Verdicts) -> None:
-        metrics, name = self.context.metrics, self.context.name
+        metrics, name, parts = self.context.metrics, self.context.name, self._holding.parts
         for counter, found in ((metrics.unknown_tokens, verdicts.unknown), (metrics.rare_tokens, verdicts.rare)):
-            for field, count in zip(self._holding.parts.fields, found.tolist(), strict=True):
+            for field, count in zip(parts.fields[: parts.shape.fields], found.tolist(), strict=True):
                 if count:
                     counter.labels(name, field).inc(count)
         for kind, anomaly in (("record", verdicts.anomaly), ("session", verdicts.ends.anomaly)):

@@ -73,5 +73,5 @@ def process_slice(
 def _watch(state: PartitionState, events: Events, parts: Parts) -> tuple[PartitionState, Watched]:
     if parts.watch is None or not (len(events) or events.rejects):
         return state, NOTHING_WATCHED
-    schema, watched = parts.watch.update_many(state.schema, events, parts.encoder.ids(events.tokens))
+    schema, watched = parts.watch.update_many(state.schema, events, parts.encoder.ids(events.tokens, len(events)))
     return replace(state, schema=schema), watched

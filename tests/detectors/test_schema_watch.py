@@ -64,7 +64,7 @@ def watched(
             for name, count in more.items():
                 total[name] = total.get(name, 0) + count
         if saved:
-            row = PartitionRow(0, -1, 0, 0, "", None, "", "", 0, 0, state)
+            row = PartitionRow(0, -1, 0, 0, "", None, "", "", 0, 0, schema=state)
             state = decode_partition_row(row.encode()).schema
     return state, drifts, missing, wrong
 
@@ -216,5 +216,5 @@ def test_before_training_only_a_path_that_nothing_has_is_found() -> None:
 def test_what_is_remembered_is_bounded() -> None:
     """A flood of long distinct values leaves a few hundred bytes a field."""
     state, *_ = watched([record(action="x" * 900 + str(i)) for i in range(3_000)], [500, 900])
-    row = PartitionRow(0, -1, 0, 0, "", None, "", "", 0, 0, state)
+    row = PartitionRow(0, -1, 0, 0, "", None, "", "", 0, 0, schema=state)
     assert len(row.encode()) < 3_000
