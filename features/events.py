@@ -71,6 +71,8 @@ class Events:
         The offset after the last record given, valid or not; None if none was given.
     ids
         (n,) stable hashes of the events' ids (features/duplicates.py), where the stream has such; else None.
+    windows
+        (n,) int64: of events that stand for windows of samples, when each window ends; else None.
     without_time, ahead
         How many events have Kafka's timestamp because their own time is absent, or was too far ahead of it.
     """
@@ -91,6 +93,7 @@ class Events:
     ids: NDArray[np.uint64] | None = None
     without_time: int = 0
     ahead: int = 0
+    windows: NDArray[np.int64] | None = None
 
     def __post_init__(self) -> None:
         if len(self.numbers) != len(self.offsets):  # where nobody gave any
@@ -107,6 +110,7 @@ class Events:
             session=self.session[chosen], tokens=[[column[i] for i in at] for column in self.tokens],
             ends=self.ends[chosen], messages=None if self.messages is None else [self.messages[i] for i in at],
             ids=None if self.ids is None else self.ids[chosen], numbers=self.numbers[chosen],
+            windows=None if self.windows is None else self.windows[chosen],
         )  # fmt: skip
 
     def pieces(self, max_sessions: int) -> Iterator[Events]:
