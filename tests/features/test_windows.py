@@ -244,6 +244,47 @@ def test_a_window_is_seen_by_the_sample_that_closed_it() -> None:
     assert ordered.watermarks.tolist() == [59_999, 119_999, 119_999]
 
 
+def test_an_end_event_is_what_closed_its_windows() -> None:
+    """Their `index` is its own, not that of whatever came last."""
+    found = Partition(WindowRules(MINUTE, MINUTE, ("sum",)), SessionRules(gap_ms=900_000, max_events=1000), width=1)
+    done = found.run([sample(0, 1.0, is_end=True), sample(1_000, 1.0)])
+    assert done.ordered.events.index.tolist() == [0]
+
+
+def test_a_session_that_runs_ahead_closes_its_windows() -> None:
+    """A sample released early closes windows that the release watermark has not reached, there and then."""
+    rules = SessionRules(gap_ms=900_000, max_events=1000, reorder_ms=3_600_000, reorder_events=1)
+    found = Partition(WindowRules(MINUTE, MINUTE, ("sum",)), rules, width=1)
+    ahead = [sample(t, 1.0) for t in (0, 61_000, 62_000)]
+    done = found.run([*ahead, *(sample(t, 1.0, session="b") for t in (70_000, 71_000))])
+    assert [w["end"] for w in found.given] == [60_000]
+    assert done.ordered.events.index.tolist() == [2]
+
+
+@pytest.mark.parametrize("cut", [0, 1, 2, 3])
+def test_what_a_session_has_passed_stays_passed(cut: int) -> None:
+    """After an end event released early the row keeps no sample, but still knows which windows have closed."""
+    rules = SessionRules(gap_ms=900_000, max_events=1000, reorder_ms=3_000, reorder_events=1)
+    found = Partition(WindowRules(1_000, 1_000, ("sum",)), rules, width=1)
+    samples = [sample(10_000, 1.0, is_end=True), sample(10_100, 1.0), sample(9_500, 1.0)]
+    found.run(samples[:cut])
+    found.run(samples[cut:], look_at_all=True, close_all=True)
+    assert found.too_late == [9]
+    assert [w["end"] for w in found.given] == [11_000, 11_000]
+
+
+@pytest.mark.parametrize("cut", [0, 1, 2, 3, 4, 5])
+def test_an_end_forgets_counters_for_good(cut: int) -> None:
+    """Even where the next session's first sample lacks the counter, and a slice ends there."""
+    rules = WindowRules(MINUTE, MINUTE, ("sum",), counters=(0,))
+    values = [1.0, 2.0, NAN, 9.0, 11.0]
+    found = Partition(rules, SessionRules(gap_ms=900_000, max_events=1000), width=1)
+    samples = [sample(i, value, is_end=i == 1) for i, value in enumerate(values)]
+    found.run(samples[:cut])
+    found.run(samples[cut:], look_at_all=True, close_all=True)
+    assert ends_and_numbers(found) == [(60_000, [1.0, 2.0]), (60_000, [2.0, 3.0])]
+
+
 def test_huge_numbers_stay_finite() -> None:
     """Sums and squares of the largest floats are no infinities."""
     found = windows_of([sample(i, 1.7e308 * (-1) ** (i // 2)) for i in range(5)], WindowRules(1000, 1000, ALL))
