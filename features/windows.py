@@ -78,9 +78,7 @@ class WindowRules:
                 "write rate, or sum for all of its growth"
             )
             raise ValueError(message)
-        if self.max_samples < self.overlap:
-            message = f"max_samples must be at least {self.overlap}, the windows that a sample is in"
-            raise ValueError(message)
+        assert self.max_samples >= self.overlap, "no sample would be taken in"
 
     @property
     def overlap(self) -> int:

@@ -31,6 +31,7 @@ from pipeline.wire import MESSAGES
 
 if TYPE_CHECKING:
     from features.masking import Rule
+    from features.windows import WindowRules
 
 DurationMs = Annotated[
     int,
@@ -46,7 +47,6 @@ LATER_KEYS = {
     "device": "scoring on a GPU",
     "runtime": "a choice of runtime",
     "streams.*.segment": "segments",
-    "streams.*.window": "metric windows",
     "streams.*.promise.alert_budget": "alert budgets",
 }
 # Values that exist in the design but not in this version, by key; and what there is instead.
@@ -195,6 +195,22 @@ class NamedNumbers(_Section):
     value: str = Field(description="Field that holds it.")
 
 
+class WindowSettings(_Section):
+    """Samples gathered into windows of event time; only with kind: metrics. Without a size each is scored by itself."""
+
+    size: DurationMs | None = Field(
+        None, ge=1, description="How long a window is. They begin at whole multiples of `every` since 1970, in UTC."
+    )
+    every: DurationMs | None = Field(
+        None, ge=1, description="How far apart windows begin: a fraction of `size`, at least 1/60. Absent: `size`."
+    )
+    aggregate: list[str] = Field(
+        ["mean", "max"],
+        description="What is learned of each number, from its samples in a window: mean, min, max, std, last, rate, "
+        "sum, count, p50, p90, p95, p99. Beside them there is always how many samples there were.",
+    )  # fmt: skip
+
+
 MAX_NUMBERS = 64
 
 
@@ -273,6 +289,7 @@ class StreamSettings(_Section):
         description="Fields (or @key) to mask before anything is kept, logged, learned or sent: drop, hash, redact or "
         "{truncate: N}. With any of these, dead letters hold nothing of a record but the reason.",
     )
+    window: WindowSettings = WindowSettings()
     late: LateSettings = LateSettings()
     duplicates: DuplicateSettings = DuplicateSettings()
     model: ModelSettings = ModelSettings()
@@ -298,6 +315,7 @@ class StreamSettings(_Section):
             message = "tokens is empty; a stream of events needs at least one field to learn"
             raise ValueError(message)
         self._check_numbers(texts)
+        self._check_window()
         for path, count in self.buckets.items():
             if path not in self.tokens:
                 message = f"buckets.{path} is none of the tokens; write it as it stands there, or remove it"
@@ -350,6 +368,38 @@ class StreamSettings(_Section):
             if parse_path(counter) not in numbers:
                 message = f"the counter {counter} is none of the numbers; list it there too"
                 raise ValueError(message)
+
+    def _check_window(self) -> None:
+        """Windows are of samples in columns, and their sessions outlast them."""
+        window = self.window
+        if window.size is None:
+            if window != WindowSettings():
+                message = "window has no size; write how long a window is, such as window.size: 1m"
+                raise ValueError(message)
+            return
+        if self.kind != "metrics":
+            message = "`window` gathers samples: write it with kind: metrics, and only with that"
+            raise ValueError(message)
+        if self.named_number is not None:
+            message = "`window` needs numbers as a list of fields; with {name, value} it would mix numbers of any name"
+            raise ValueError(message)
+        rules = self.window_rules(self.session.gap)
+        if rules is not None and self.session.gap < rules.every_ms:
+            message = "session.gap is shorter than windows are apart, so each window would end its session; lengthen it"
+            raise ValueError(message)
+
+    def window_rules(self, gap_ms: int) -> WindowRules | None:
+        """What `window` says; None where samples are scored one by one. Counters are known for a session's gap."""
+        from features.paths import parse_path
+        from features.windows import WindowRules
+
+        size = self.window.size
+        if size is None:
+            return None
+        every = size if self.window.every is None else self.window.every
+        only_grow = {parse_path(path) for path in self.counters}
+        counters = tuple(i for i, path in enumerate(self.number_fields) if parse_path(path) in only_grow)
+        return WindowRules(size, every, tuple(self.window.aggregate), counters, keep_ms=gap_ms)
 
     @model_validator(mode="after")
     def _masks_can_be_applied(self) -> StreamSettings:

@@ -14,6 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import BaseModel, ValidationError
 
+from features.windows import WindowRules
 from pipeline.errors import ConfigError
 from pipeline.reference import example
 from pipeline.serving import make_decoder, state_fingerprint
@@ -193,6 +194,42 @@ def test_numbers_that_cannot_be_learned_are_refused(section: dict[str, Any], sen
     stream = {"topic": "t", "session": {"by": "k"}, "tokens": ["a"]} | section
     with pytest.raises(ConfigError, match=re.escape(sentence)):
         parse_settings({"streams": {"s": stream}}, {})
+
+
+@pytest.mark.parametrize(
+    ("section", "sentence"),
+    [
+        ({"window": {"every": "1m"}}, "window has no size; write how long a window is"),
+        ({"window": {"aggregate": ["max"]}}, "window has no size"),
+        ({"window": {"size": "0s"}}, "window.size is"),
+        ({"window": {"size": "1m"}, "kind": "events"}, "write it with kind: metrics, and only with that"),
+        ({"window": {"size": "1m"}, "numbers": {"name": "n", "value": "v"}}, "numbers as a list of fields"),
+        ({"window": {"size": "1m", "every": "7s"}}, "a window's size must be `every`, or a whole multiple of it"),
+        ({"window": {"size": "1h", "every": "1s"}}, "each sample would be in 3600 windows"),
+        ({"window": {"size": "1m", "aggregate": []}}, "a window needs an aggregate"),
+        ({"window": {"size": "1m", "aggregate": ["max", "max"]}}, "a window needs an aggregate, each at most once"),
+        ({"window": {"size": "1m", "aggregate": ["p42"]}}, "'p42' is no aggregate; there are mean, min"),
+        ({"window": {"size": "1m", "aggregate": ["last"]}, "counters": ["x"]}, "last of a counter would tell"),
+        ({"window": {"size": "1h"}}, "session.gap is shorter than windows are apart"),
+    ],
+)
+def test_windows_that_cannot_be_are_refused(section: dict[str, Any], sentence: str) -> None:
+    """Each with what to write instead."""
+    stream = {"topic": "t", "session": {"by": "k"}, "kind": "metrics", "numbers": ["x"]} | section
+    with pytest.raises(ConfigError, match=re.escape(sentence)):
+        parse_settings({"streams": {"s": stream}}, {})
+
+
+def test_windows_are_read() -> None:
+    """`every` is `size` where it is absent; counters are found by any spelling of their path; without a size none."""
+    stream = {
+        "topic": "t", "session": {"by": "k"}, "kind": "metrics", "numbers": ["x", "y.z"], "counters": ['y["z"]'],
+        "window": {"size": "1m"},
+    }  # fmt: skip
+    settings = parse_settings({"streams": {"s": stream, "t": stream | {"topic": "u", "window": {}}}}, {})
+    assert settings.stream("s").window_rules(5) == WindowRules(60_000, 60_000, ("mean", "max"), (1,), keep_ms=5)
+    assert settings.stream("t").window_rules(5) is None
+    assert parse_settings(json.loads(settings.model_dump_json()), {}) == settings
 
 
 def test_what_is_learned_stands_in_one_order() -> None:
