@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from features.event_order import NOTHING_HELD, put_in_order
 from features.events import Events
-from features.sessions import SessionClocks, SessionRules, walk_sessions
+from features.sessions import ENDED, NEVER_MS, SessionClocks, SessionRules, walk_sessions
 from features.windows import NO_WINDOWS, Windowed, WindowRules, close_windows, next_close_ms, window_columns
 from tests.naive_windows import NaiveWindows, Sample
 
@@ -96,7 +96,7 @@ class Partition:
         self.clocks |= dict(zip(names, after, strict=True))
         columns = walk.kind, walk.row, walk.record, walk.ended_events, walk.ended_first_ms, walk.ended_last_ms
         for kind, row, record, *ended in zip(*(column.tolist() for column in columns), strict=True):
-            what = int(done.ordered.events.time_ms[record]) if kind == 0 else ended
+            what = ended if kind in ENDED else int(done.ordered.events.time_ms[record])
             self.walked.append((names[row], kind, what))
 
 
@@ -334,7 +334,8 @@ drawn_rules = st.builds(
 )  # fmt: skip
 drawn_session_rules = st.builds(
     SessionRules, gap_ms=st.sampled_from([1_000, 6_000]), max_events=st.sampled_from([3, 1_000]),
-    reorder_ms=st.sampled_from([0, 500, 3_000]), reorder_events=st.sampled_from([1, 3, 16]),
+    max_duration_ms=st.sampled_from([NEVER_MS, 9_000]), reorder_ms=st.sampled_from([0, 500, 3_000]),
+    reorder_events=st.sampled_from([1, 3, 16]), allowed_ms=st.sampled_from([None, 0]),
 )  # fmt: skip
 
 
