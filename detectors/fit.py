@@ -25,6 +25,7 @@ from features.sessions import END_INPUT, NO_WATERMARK, Walk, log_gaps, number_se
 from features.template_mining import mine
 from features.templates import Templates
 from features.tokens import OOV, RARE, TokenEncoder, Vocabulary
+from features.windows import close_windows
 from models.errors import UnsuitableDataError
 from models.runtime import GruKernel
 from models.training import Epoch, Sequence, TrainingOptions, train
@@ -178,6 +179,8 @@ def _sessionise(
     for events in history:
         rows = SessionRows.empty(len(events.sessions), parts.shape)
         ordered = put_in_order(events, rows.held, NO_WATERMARK, parts.rules, close_all=True)
+        if parts.windows is not None:
+            ordered = close_windows(ordered, rows.windows, parts.windows, close_all=True).ordered
         walk = walk_sessions(ordered, rows.clocks, parts.rules, close_all=True)
         numbers, begins = number_sessions(walk, longest)
         measures, _, _ = measure(ordered.events, walk, rows.counter_value, rows.counter_ms, parts.measures)

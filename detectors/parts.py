@@ -22,6 +22,7 @@ from features.numbers import NumberBins, NumberEncoder
 from features.sessions import SessionRules
 from features.templates import Templates
 from features.tokens import TokenEncoder, Vocabulary, stable_hash
+from features.windows import WindowRules
 from models.bundle import Bundle
 from models.errors import BundleError
 from models.runtime import GruKernel
@@ -87,6 +88,8 @@ class Parts:
         None until a bundle serves.
     measures
         What the number columns are.
+    windows
+        How samples become events; None where each is one. The numbers are the windows' then.
     remembered
         How many event ids a partition remembers, to know duplicates; 0 where events have none.
     sends_late
@@ -104,6 +107,7 @@ class Parts:
     remembered: int = 0
     sends_late: bool = False
     measures: NumberRules = NO_RULES
+    windows: WindowRules | None = None
     watch: SchemaWatch | None = None
 
     @property

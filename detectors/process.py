@@ -14,10 +14,11 @@ from numpy.typing import NDArray
 from detectors.parts import Learned, Parts
 from detectors.rows import NO_BUNDLE, NO_OFFSET, PartitionState, SessionRows, remember
 from features.duplicates import find_duplicates
-from features.event_order import Ordered, earliest_ms, put_in_order
+from features.event_order import put_in_order
 from features.events import Events
 from features.measures import measure
 from features.sessions import Walk, log_gaps, walk_sessions
+from features.windows import close_windows
 from models.runtime import F32
 
 OK, WARMING_UP = "ok", "warming_up"
@@ -71,6 +72,8 @@ class Verdicts:
         (m, H): the state each operation was scored under, for explanations.
     early
         How many events did not wait as long as they should have.
+    dropped, too_late
+        How many samples no window took in: their session had too many, or their windows had closed.
     duplicates
         `index` of events that were dropped, because their id was seen before.
     behind_ms
@@ -91,6 +94,8 @@ class Verdicts:
     states: F32
     ends: SessionEnds
     early: int
+    dropped: int
+    too_late: int
     duplicates: NDArray[np.int32]
     behind_ms: NDArray[np.int64]
 
@@ -125,6 +130,10 @@ def process_batch(
     arrived = events
     events, duplicates, recent_ids = _without_duplicates(events, partition, parts)
     ordered = put_in_order(events, rows.held, partition.watermark_ms, parts.rules, close_all=close_all)
+    windowed = None
+    if parts.windows is not None:
+        windowed = close_windows(ordered, rows.windows, parts.windows, close_all=close_all)
+        ordered = windowed.ordered
     events = ordered.events
     walk = walk_sessions(ordered, rows.clocks, parts.rules, close_all=close_all)
     hashes = parts.encoder.hashes(events.tokens, len(events))
@@ -134,7 +143,13 @@ def process_batch(
     surprise[:, parts.shape.fields :] += parts.tails(events, measures, ids)
     score = _sum_fields(surprise)
 
-    after = replace(_after(rows, hidden, walk, ordered), counter_value=counter_value, counter_ms=counter_ms)
+    after = replace(
+        rows.copy(), hidden=hidden, events=walk.clocks.events, first_ms=walk.clocks.first_ms,
+        last_ms=walk.clocks.last_ms, held=ordered.held, counter_value=counter_value, counter_ms=counter_ms,
+        windows=rows.windows if windowed is None else windowed.open_windows,
+    )  # fmt: skip
+    for row in np.flatnonzero((after.events == 0) & after.holds_back).tolist():
+        after.first_ms[row] = after.last_ms[row] = after.wait_until_ms(row)
     m = len(walk.kind)
     worst, worst_offset, last_offset = np.empty(m, np.float32), np.empty(m, np.int64), np.empty(m, np.int64)
     remember(
@@ -154,7 +169,8 @@ def process_batch(
             ended, end_score, end_p_value, end_p_value <= parts.rate, end_surprise[ended],
             worst[ended], worst_offset[ended], last_offset[ended],
         ),
-        ordered.early, duplicates, ordered.seen_at + parts.rules.reorder_ms - events.time_ms,
+        ordered.early, 0 if windowed is None else windowed.dropped, 0 if windowed is None else len(windowed.too_late),
+        duplicates, ordered.seen_at + parts.rules.reorder_ms - events.time_ms,
     )  # fmt: skip
     return verdicts, after, partition.advance(arrived.next_offset, ordered.watermark_ms, len(arrived), recent_ids)
 
@@ -169,17 +185,6 @@ def _without_duplicates(
     is_duplicate, recent = find_duplicates(events.ids, recent, parts.remembered)
     duplicates = events.index[is_duplicate]
     return events.take(np.flatnonzero(~is_duplicate)), duplicates, recent.astype("<u8").tobytes()
-
-
-def _after(rows: SessionRows, hidden: F32, walk: Walk, ordered: Ordered) -> SessionRows:
-    """The rows with what model, rules and order have made of them."""
-    clocks, held = walk.clocks, ordered.held
-    after = replace(
-        rows.copy(), hidden=hidden, events=clocks.events, first_ms=clocks.first_ms, last_ms=clocks.last_ms, held=held
-    )
-    for row in np.flatnonzero((after.events == 0) & held.astype(np.bool_)).tolist():
-        after.first_ms[row] = after.last_ms[row] = earliest_ms(held[row])
-    return after
 
 
 def _surprise(ids: NDArray[np.int32], rows: SessionRows, walk: Walk, parts: Parts) -> tuple[F32, F32, F32, F32]:

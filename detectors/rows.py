@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from detectors.schema_watch import SchemaState
 from features.event_order import NOTHING_HELD, earliest_ms
+from features.open_windows import NO_WINDOWS, next_close_ms
 from features.sessions import NEVER_MS, NO_WATERMARK, SessionClocks, SessionRules
 
 NO_BUNDLE = 0  # a row no model has scored yet
@@ -40,8 +41,10 @@ class SessionRows:
     counter_value, counter_ms
         (S, C) float64 and int64: each counter's last value, and when that was.
     held
-        (S,) bytes: events that wait to be put in order (features/event_order.py); such a row is open without any event.
-        Of a row that has none yet, `first_ms` and `last_ms` are the time of the earliest that waits.
+        (S,) bytes: events that wait to be put in order (features/event_order.py).
+    windows
+        (S,) bytes: samples of windows that are open (features/windows.py). A row that holds either is open, without any
+        event too; then `first_ms` and `last_ms` are when something can become due.
     """
 
     events: NDArray[np.int64]
@@ -58,6 +61,7 @@ class SessionRows:
     counter_value: NDArray[np.float64]
     counter_ms: NDArray[np.int64]
     held: NDArray[Any]
+    windows: NDArray[Any]
 
     @classmethod
     def empty(cls, count: int, shape: RowShape) -> SessionRows:
@@ -68,6 +72,7 @@ class SessionRows:
         rows.worst_offset.fill(NO_OFFSET)
         rows.applied.fill(NO_OFFSET)
         rows.held.fill(NOTHING_HELD)
+        rows.windows.fill(NO_WINDOWS)
         return rows
 
     def __len__(self) -> int:
@@ -76,14 +81,24 @@ class SessionRows:
     @property
     def is_open(self) -> NDArray[np.bool_]:
         """(S,) whether there is a session: one with events, or one whose first still wait."""
-        return (self.events > 0) | (self.held.astype(np.bool_))
+        return (self.events > 0) | self.holds_back
+
+    @property
+    def holds_back(self) -> NDArray[np.bool_]:
+        """(S,) whether something waits."""
+        return np.asarray(self.held.astype(np.bool_) | self.windows.astype(np.bool_))
 
     def due_ms(self, rules: SessionRules) -> NDArray[np.int64]:
-        """(S,) once the watermark has passed that, an open session is over, or an event that waits may go."""
+        """(S,) once the watermark has passed that, an open session is over, or what waits may go."""
         due = np.where(self.events > 0, rules.over_ms(self.first_ms, self.last_ms), NEVER_MS)
-        for row in np.flatnonzero(self.held.astype(np.bool_)).tolist():
-            due[row] = min(int(due[row]), earliest_ms(self.held[row]))
+        for row in np.flatnonzero(self.holds_back).tolist():
+            due[row] = min(int(due[row]), self.wait_until_ms(row))
         return due
+
+    def wait_until_ms(self, row: int) -> int:
+        """Until when at most the earliest of what a row holds back waits."""
+        held, windows = self.held[row], self.windows[row]
+        return min(earliest_ms(held) if held else NEVER_MS, next_close_ms(windows) if windows else NEVER_MS)
 
     @property
     def clocks(self) -> SessionClocks:
@@ -114,7 +129,7 @@ class SessionRows:
 DTYPES: dict[str, str] = {
     "events": "<i8", "first_ms": "<i8", "last_ms": "<i8", "applied": "<i8", "worst": "<f4", "worst_offset": "<i8",
     "bundle": "<u8", "hidden": "<f4", "context_ms": "<i8", "context_tokens": "<u8",
-    "context_numbers": "<f4", "counter_value": "<f8", "counter_ms": "<i8", "held": "O",
+    "context_numbers": "<f4", "counter_value": "<f8", "counter_ms": "<i8", "held": "O", "windows": "O",
 }  # fmt: skip
 
 

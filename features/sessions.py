@@ -43,6 +43,8 @@ class SessionRules:
         An event waits until the watermark is so far past it, or its session has so many waiting.
     allowed_ms
         One further behind its session than that is late; None: none ever is.
+    windowed
+        What counts as an event is a window of samples (features/windows.py).
     """
 
     gap_ms: int
@@ -51,11 +53,12 @@ class SessionRules:
     reorder_ms: int = 0
     reorder_events: int = 16
     allowed_ms: int | None = None
+    windowed: bool = False
 
     @property
     def lead_ms(self) -> int:
         """How long after a session's first event anything can become due at the earliest."""
-        return 0 if self.reorder_ms else min(self.gap_ms, self.max_duration_ms)
+        return 0 if self.reorder_ms or self.windowed else min(self.gap_ms, self.max_duration_ms)
 
     def over_ms(self, first_ms: NDArray[np.int64], last_ms: NDArray[np.int64]) -> NDArray[np.int64]:
         """(S,) after which watermark sessions with these first and last events are over."""

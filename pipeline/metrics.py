@@ -40,6 +40,10 @@ class Metrics:
             "offbeat_early_records", "Records scored before those they should have waited for: too many waited.",
             ("stream",), registry=registry,
         )  # fmt: skip
+        self.dropped_samples = Counter(
+            "offbeat_dropped_samples", "Samples that no window took in, because their session had too many.",
+            ("stream",), registry=registry,
+        )  # fmt: skip
         self.duplicates = Counter(
             "offbeat_duplicate_records", "Records dropped because their event id was seen before.", ("stream",),
             registry=registry,

@@ -56,6 +56,20 @@ def message_id(stream: str, place: Place, offset: int, what: str) -> str:
     return f"{stream}/{topic}/{place.partition}/{offset}/{what}"
 
 
+def record_id(verdicts: Verdicts, i: int, place: Place, parts: Parts) -> str:
+    """Name of the decision on event `i`: two windows may have the same last sample, so a window is named by its end."""
+    events = verdicts.events
+    what = "record" if events.windows is None else f"window-{events.windows[i]}"
+    return message_id(parts.stream, place, int(events.offsets[i]), what)
+
+
+def session_id(verdicts: Verdicts, e: int, place: Place, parts: Parts) -> str:
+    """Name of the session verdict number `e`: by its last record, or by the end of its last window."""
+    last_ms = int(verdicts.walk.ended_last_ms[verdicts.ends.operation[e]])
+    what = "session" if parts.windows is None else f"session-{last_ms + 1}"
+    return message_id(parts.stream, place, int(verdicts.ends.last_offset[e]), what)
+
+
 def event_headers(stream: str, identity: str, kind: str, now_ms: int) -> Headers:
     """CloudEvents 1.0 attributes in Kafka's binary content mode; `kind` is the type after `io.offbeat.`."""
     moment = datetime.fromtimestamp(now_ms / 1000, UTC).isoformat(timespec="milliseconds")
@@ -79,7 +93,7 @@ def record_decision(verdicts: Verdicts, i: int, place: Place, parts: Parts) -> J
     events = verdicts.events
     return {
         "type": "record",
-        "id": message_id(parts.stream, place, int(events.offsets[i]), "record"),
+        "id": record_id(verdicts, i, place, parts),
         "stream": parts.stream,
         "session": events.sessions[events.session[i]],
         "time_ms": int(events.time_ms[i]),
@@ -96,7 +110,7 @@ def session_decision(verdicts: Verdicts, e: int, name: str, place: Place, parts:
     operation = ends.operation[e]
     return {
         "type": "session",
-        "id": message_id(parts.stream, place, int(ends.last_offset[e]), "session"),
+        "id": session_id(verdicts, e, place, parts),
         "stream": parts.stream,
         "session": name,
         "time_ms": int(walk.ended_last_ms[operation]),
@@ -145,7 +159,7 @@ class Emitter:
         out: list[Output] = []
         if self.sample > 0.0:
             for i in range(len(verdicts.events)):
-                identity = message_id(self.parts.stream, self.place, int(verdicts.events.offsets[i]), "record")
+                identity = record_id(verdicts, i, self.place, self.parts)
                 if is_sampled(identity, self.sample) and not (self.parts.sends_late and verdicts.late[i]):
                     self._decide(out, record_decision(verdicts, i, self.place, self.parts), now_ms)
         if self.parts.sends_late:

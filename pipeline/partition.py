@@ -302,7 +302,8 @@ class Partition:
             if count:
                 metrics.time_fallbacks.labels(name, reason).inc(count)
         metrics.infinite_numbers.labels(name).inc(events.infinite)
-        metrics.late_records.labels(name).inc(int(verdicts.late.sum()))
+        metrics.late_records.labels(name).inc(int(verdicts.late.sum()) + verdicts.too_late)
+        metrics.dropped_samples.labels(name).inc(verdicts.dropped)
         metrics.early_records.labels(name).inc(verdicts.early)
         metrics.duplicates.labels(name).inc(len(verdicts.duplicates))
 
@@ -428,8 +429,9 @@ class Partition:
         rules, quiet_s = self._holding.parts.rules, self.context.monotonic() - self._quiet_since
         if self._holding.store.open_sessions == 0:
             return 0
+        windows = self._holding.parts.windows
         if quiet_s >= self.context.idle_s:
-            return rules.reorder_ms + rules.gap_ms + 1
+            return rules.reorder_ms + rules.gap_ms + 1 + (0 if windows is None else windows.size_ms)
         return rules.reorder_ms if quiet_s >= max(_LEAST_WAIT_S, rules.reorder_ms / 1000) else 0
 
     async def _move_idle_clock(self) -> None:

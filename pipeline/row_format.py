@@ -1,9 +1,9 @@
 """Session rows as bytes: a fixed-width head, a tagged tail, a checksum. Format version 2; version 1 is read too.
 
 Little endian. Head: magic "OB", version, token fields F (u8 each); hidden size H, context W, numbers N, counters C (u16
-each); then the columns of `detectors.rows.SessionRows` in order, but for `held`. Tail: its length (u32), then parts of
-tag (u8), length (u32) and bytes: 1 is what the row holds back (features/event_order.py); parts of later releases are
-skipped. Last: CRC-32 of all before it (u32). Version 1 had neither numbers nor counters nor anything in its tail.
+each); then the columns of `detectors.rows.SessionRows` in order, but for the last two. Tail: its length (u32), then
+parts of tag (u8), length (u32) and bytes: 1 is `held`, 2 is `windows`; parts of later releases are skipped. Last:
+CRC-32 of all before it (u32). Version 1 had neither numbers nor counters nor anything in its tail.
 """
 
 from __future__ import annotations
@@ -16,14 +16,13 @@ from zlib import crc32
 import numpy as np
 
 from detectors.rows import DTYPES, RowShape, SessionRows
-from features.event_order import NOTHING_HELD
 from pipeline.errors import DamagedStateError, StateError
 
 VERSION = 2
 _LEAST = {1: 8 + 4, 2: 12 + 4}  # by version: what tells version and shape, and the checksum
 MAGIC = int.from_bytes(b"OB", "little")
-_HELD = 1  # tag
-_COLUMNS = [f.name for f in fields(SessionRows) if f.name != "held"]
+_TAGS = {"held": 1, "windows": 2}  # columns of bytes, in the tail
+_COLUMNS = [f.name for f in fields(SessionRows) if f.name not in _TAGS]
 _SINCE_2 = {"context_numbers", "counter_value", "counter_ms"}
 _SIZES = {1: ("hidden", "context"), 2: ("hidden", "context", "numbers", "counters")}
 
@@ -44,7 +43,7 @@ class RowFormat:
             packed[f"{name}_size"] = getattr(self.shape, name)
         for name in _COLUMNS:
             packed[name] = getattr(rows, name)
-        tails = [_tail(held) if held else b"" for held in rows.held.tolist()]
+        tails = [_tail(row) for row in zip(*(getattr(rows, name).tolist() for name in _TAGS), strict=True)]
         packed["tail"] = [len(tail) for tail in tails]
         whole, width = packed.tobytes(), head.itemsize
         values = (whole[at * width : (at + 1) * width] + tail for at, tail in enumerate(tails))
@@ -71,7 +70,9 @@ class RowFormat:
                 if version > 1 or name not in _SINCE_2:
                     getattr(rows, name)[mine] = packed[name]
             for i in mine[packed["tail"] > 0].tolist():
-                rows.held[i] = _held(values[i][width:-4])
+                found = _parts(values[i][width:-4])
+                for name, tag in _TAGS.items():
+                    getattr(rows, name)[i] = found.get(tag, b"")
         return rows
 
     def first_ms(self, value: bytes) -> int:
@@ -103,16 +104,16 @@ def _head(version: int, shape: RowShape) -> np.dtype[Any]:
     return np.dtype([*known, *columns, ("tail", "<u4")])
 
 
-def _tail(held: bytes) -> bytes:
-    return bytes([_HELD]) + len(held).to_bytes(4, "little") + held
+def _tail(parts: Sequence[bytes]) -> bytes:
+    tagged = zip(_TAGS.values(), parts, strict=True)
+    return b"".join(bytes([tag]) + len(part).to_bytes(4, "little") + part for tag, part in tagged if part)
 
 
-def _held(tail: bytes) -> bytes:
-    """The part of a tail that says what is held back."""
-    at = 0
+def _parts(tail: bytes) -> dict[int, bytes]:
+    """The parts of a tail by tag."""
+    found, at = {}, 0
     while at < len(tail):
-        tag, length = tail[at], int.from_bytes(tail[at + 1 : at + 5], "little")
-        if tag == _HELD:
-            return tail[at + 5 : at + 5 + length]
+        length = int.from_bytes(tail[at + 1 : at + 5], "little")
+        found[tail[at]] = tail[at + 5 : at + 5 + length]
         at += 5 + length
-    return NOTHING_HELD
+    return found

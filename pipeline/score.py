@@ -123,7 +123,8 @@ class Scorer:
         for place, positions in by_place.items():
             records, partition = [lines[p] for p in positions], self._partition(place)
             events = self._decoder.decode(records, check_key=False)
-            partition.waiting |= {records[i].offset: records[i].number for i in events.index.tolist()}
+            if partition.emitter.parts.windows is None:
+                partition.waiting |= {records[i].offset: records[i].number for i in events.index.tolist()}
             done = self._process(partition, events)
             for seen, verdict in self._decisions(partition, done):
                 released = done.verdicts.events
@@ -175,7 +176,7 @@ def _numbered(verdict: Json, partition: _Partition, seen_at: int | None = None) 
     """The verdict with its line; the order of keys is for people who read the file."""
     line = seen_at
     if verdict["type"] == "record":
-        line = partition.waiting.pop(int(verdict["id"].rsplit("/", 2)[1]))
+        line = partition.waiting.pop(int(verdict["id"].rsplit("/", 2)[1]), seen_at)
     return {"type": verdict["type"], "id": verdict["id"], "line": line, **verdict}
 
 

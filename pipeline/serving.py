@@ -22,6 +22,7 @@ from features.templates import Templates
 from features.text_lines import LineReader
 from features.tokens import TokenEncoder, Vocabulary
 from features.unmatched import Unmatched
+from features.windows import window_columns
 from models.bundle import read_bundle, serving_digest
 from models.errors import BundleError
 from pipeline.settings import Settings, StreamSettings
@@ -96,20 +97,23 @@ def make_parts(settings: Settings, name: str, learned: Learned | None) -> Parts:
     """Parts for a stream; each partition takes its own, for the token encoder remembers."""
     stream = settings.stream(name)
     words = len(stream.fields) - len(stream.number_fields)
+    windows = stream.window_rules(_gap_ms(settings, stream))
+    numbers = stream.number_fields if windows is None else window_columns(stream.number_fields, windows)
+    measures = _measures(stream) if windows is None else NumberRules(seasonal=stream.seasons)
+    counters = len(measures.counters) or len(measures.counter_names)
     return Parts(
         stream=name,
         topic=stream.topic,
-        fields=stream.fields,
-        shape=RowShape(
-            stream.model.hidden, stream.model.context, words, len(stream.number_fields), len(stream.counters)
-        ),
+        fields=(*stream.fields[:words], *numbers),
+        shape=RowShape(stream.model.hidden, stream.model.context, words, len(numbers), counters),
         rules=_rules(settings, stream),
         rate=stream.promise.false_alarm_rate,
         encoder=TokenEncoder(words, None if learned is None else learned.vocabulary),
         learned=learned,
         remembered=0 if stream.duplicates.id is None else stream.duplicates.remember,
         sends_late=stream.late.send,
-        measures=_measures(stream),
+        measures=measures,
+        windows=windows,
         watch=SchemaWatch(
             stream.fields[:words],
             stream.number_fields,
@@ -134,6 +138,7 @@ def _rules(settings: Settings, stream: StreamSettings) -> SessionRules:
         gap_ms=_gap_ms(settings, stream), max_events=session.max_events,
         max_duration_ms=NEVER_MS if session.max_duration is None else session.max_duration,
         reorder_ms=late.reorder, reorder_events=late.reorder_events, allowed_ms=late.allowed,
+        windowed=stream.window.size is not None,
     )  # fmt: skip
 
 
@@ -175,6 +180,8 @@ def state_fingerprint(settings: Settings, name: str) -> str:
         parts["reorder"] = [stream.late.reorder, stream.late.reorder_events]
     if stream.late.allowed is not None:
         parts["allowed"] = stream.late.allowed
+    if stream.window.size is not None:
+        parts["window"] = stream.window.model_dump()
     if stream.duplicates.id is not None:
         parts["duplicates"] = stream.duplicates.model_dump()
     parts |= _reading(settings, name)

@@ -383,6 +383,9 @@ class StreamSettings(_Section):
         if self.named_number is not None:
             message = "`window` needs numbers as a list of fields; with {name, value} it would mix numbers of any name"
             raise ValueError(message)
+        if self.late.send:
+            message = "late.send sends records; of a window's late samples there is only a count, so leave it out"
+            raise ValueError(message)
         rules = self.window_rules(self.session.gap)
         if rules is not None and self.session.gap < rules.every_ms:
             message = "session.gap is shorter than windows are apart, so each window would end its session; lengthen it"

@@ -61,7 +61,7 @@ def process_slice(
     events = replace(events, sessions=names)
     verdicts, after, state = process_batch(events, rows, state, parts, close_all=closing is not None)
     # Sessions that were only looked at, because a timer was set before they went on, are as they were.
-    is_touched |= ~after.is_open | (after.held != rows.held)
+    is_touched |= (after.events != rows.events) | (after.held != rows.held) | (after.windows != rows.windows)
     touched = np.flatnonzero(is_touched)
     store.put([names[i] for i in touched.tolist()], after.take(touched))
     place = {name: i for i, name in enumerate(names)}

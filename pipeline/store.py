@@ -116,8 +116,9 @@ class RowStore:
         # Later events need no later timer. A session that opens does, also one whose name was open until just now, and
         # one whose earliest event that waits is another.
         new = self._rows.first_ms[kept] != rows.first_ms
-        if self._rules.reorder_ms:
-            new |= rows.held.astype(np.bool_) & (rows.held != self._rows.held[kept])
+        if self._rules.lead_ms == 0:
+            changed = (rows.held != self._rows.held[kept]) | (rows.windows != self._rows.windows[kept])
+            new |= rows.holds_back & changed
         due_ms = rows.due_ms(self._rules)[new].tolist()
         for slot, due in zip(kept[new].tolist(), due_ms, strict=True):
             self._timers.set(self._name(slot), due)

@@ -60,7 +60,10 @@ class RecordDecision(_Message):
     """One decision on a record."""
 
     type: Literal["record"]
-    id: str = Field(description="stream/topic/partition/offset/record: the same after a restart or a replay.")
+    id: str = Field(
+        description="stream/topic/partition/offset/record: the same after a restart or a replay. Of a window of "
+        "samples its end in milliseconds stands in place of record, as window-END; the offset is its last sample's."
+    )
     stream: str
     session: str
     time_ms: TimeMs
@@ -76,7 +79,10 @@ class SessionDecision(_Message):
     """One decision on a session that ended."""
 
     type: Literal["session"]
-    id: str = Field(description="stream/topic/partition/offset/session, with the session's last record's offset.")
+    id: str = Field(
+        description="stream/topic/partition/offset/session, with the session's last record's offset; of windows "
+        "session-END, with the last one's end."
+    )
     stream: str
     session: str
     time_ms: TimeMs = Field(description="Time of the session's last event.")

@@ -16,12 +16,15 @@ from detectors.parts import Parts
 from detectors.rows import PartitionState, SessionRows
 from features.duplicates import NO_ID
 from features.events import Events
+from features.measures import NumberRules
+from features.numbers import NumberBins
 from features.sessions import NEVER_MS
 from features.tokens import stable_hash
+from features.windows import WindowRules, window_columns
 from pipeline.row_format import RowFormat
 from pipeline.slices import process_slice
 from pipeline.store import RowStore
-from tests.conftest import make_learned
+from tests.conftest import make_learned, make_number_parts
 from tests.naive import Event, Partition, process_one
 
 a_number = st.sampled_from([0.0, 50.0, 50.5, math.nan, -1e9]) | st.integers(0, 10**15).map(float) | st.floats(0, 300)
@@ -69,6 +72,27 @@ def as_events(drawn: list[Any], parts: Parts, ids: list[str | None] | None = Non
     return out
 
 
+def columns_of(parts: Parts) -> int:
+    """How many numbers a record has."""
+    return len(parts.number_fields) if parts.windows is None else 2
+
+
+def make_window_parts(rules: dict[str, Any], size_ms: int, overlap: int) -> Parts:
+    """Parts of a stream whose cpu, a gauge, and sent, a counter, come in windows."""
+    windows = WindowRules(size_ms, size_ms // overlap, ("mean", "max"), counters=(1,), keep_ms=5_000)
+    names = window_columns(("cpu", "sent"), windows)
+    rng = np.random.default_rng(3)
+    bins = NumberBins.learn(rng.gamma(2, 40, (300, len(names))), bins=4)
+    parts = make_number_parts("wide")
+    learned = make_learned(numbers=bins, seasonal=("hour", "weekday"))
+    fields = (*parts.fields[:2], *names)
+    session_rules = dataclasses.replace(parts.rules, windowed=True, **rules)
+    return dataclasses.replace(
+        parts, fields=fields, shape=dataclasses.replace(parts.shape, numbers=len(names), counters=0),
+        rules=session_rules, learned=learned, measures=NumberRules(), windows=windows,
+    )  # fmt: skip
+
+
 def last_of(parts: Parts) -> Event:
     """An event so late that all before it are released, and over."""
     return Event(10_000, "the last", 2_000_000_000, (None, None), False, None, (0.0,) * len(parts.number_fields))
@@ -95,7 +119,7 @@ def run_slices(slices: list[list[Event]], parts: Parts, store: RowStore | None =
     store = RowStore(parts.shape, parts.rules) if store is None else store
     state, out = PartitionState(0), []
     for part in slices:
-        done = process_slice(store, as_columns(part, len(parts.number_fields)), state, parts)
+        done = process_slice(store, as_columns(part, columns_of(parts)), state, parts)
         assert done is not None
         state = done.state
         out.extend(flatten(done))
@@ -109,7 +133,8 @@ def flatten(done: Any) -> list[dict[str, Any]]:
     for i in range(len(v.events)):
         out.append(
             {
-                "kind": "record", "offset": int(v.events.offsets[i]),
+                "kind": "record" if v.events.windows is None else f"window {v.events.windows[i]}",
+                "offset": int(v.events.offsets[i]),
                 "session": v.events.sessions[v.events.session[i]], "late": bool(v.late[i]),
             }
             | judged(v.score[i], v.p_value[i], v.anomaly[i])
@@ -134,8 +159,9 @@ def judged(score: Any, p_value: Any, anomaly: Any) -> dict[str, Any]:
     return {"score": float(score), "p_value": float(p_value), "anomaly": bool(anomaly)}
 
 
-def by_id(verdicts: list[Any]) -> dict[tuple[str, int], Any]:
-    keyed = {(v["kind"], v["offset"]): v for v in verdicts}
+def by_id(verdicts: list[Any]) -> dict[tuple[str, int, int | None], Any]:
+    # Sliding windows may share their last sample, and two sessions of them may; times tell these apart.
+    keyed = {(v["kind"], v["offset"], v.get("last_ms")): v for v in verdicts}
     assert len(keyed) == len(verdicts), "each verdict has an id of its own"
     return keyed
 
@@ -181,6 +207,36 @@ def test_order_lateness_and_duplicates_equal_naive_for_any_slicing(
     found, store = run_slices([*cut(events, cuts), [last]], parts)
     assert by_id(found) == expected
     assert store.open_names() == ["the last"]
+
+
+@property_test
+@given(
+    drawn=events_of_a_stream, cuts=cuts_of_a_stream, rules=rules_of_a_stream,
+    size_ms=st.sampled_from([1_000, 4_000]), overlap=st.sampled_from([1, 2, 4]), reorders=st.booleans(),
+)  # fmt: skip
+def test_windows_are_the_same_for_any_slicing(
+    drawn: list[Any], cuts: list[int], rules: dict[str, Any], size_ms: int, overlap: int, reorders: bool
+) -> None:
+    """Samples in one slice, in any, and one by one with rows through bytes give the same windows and sessions."""
+    parts = make_window_parts(rules | {"reorder_ms": rules["reorder_ms"] * reorders}, size_ms, overlap)
+    samples, last = as_events(drawn, parts), last_of(parts)
+    samples = [dataclasses.replace(s, numbers=(*s.numbers, 0.0, 0.0)[:2]) for s in samples]
+    last = dataclasses.replace(last, numbers=(0.0, 0.0))
+    whole, _ = run_slices([samples, [last]], parts)
+    sliced, store = run_slices([*cut(samples, cuts), [last]], parts)
+    assert by_id(sliced) == by_id(whole)
+    assert store.open_names() == ["the last"]
+    found, state, form = [], PartitionState(0), RowFormat(parts.shape)
+    for sample in [*samples, last]:
+        names, kept = store.open_names(), RowStore(parts.shape, parts.rules)
+        if names:
+            kept.put(names, form.decode(form.encode(store.take(names))))
+        store = kept
+        done = process_slice(store, as_columns([sample], 2), state, parts)
+        assert done is not None
+        state = done.state
+        found += flatten(done)
+    assert by_id(found) == by_id(whole)
 
 
 @property_test

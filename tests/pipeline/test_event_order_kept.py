@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import tempfile
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,13 +20,16 @@ from tests.detectors.test_process import (
     as_columns,
     as_events,
     by_id,
+    columns_of,
     cut,
     cuts_of_a_stream,
     events_of_a_stream,
     flatten,
     last_of,
+    make_window_parts,
     property_test,
     rules_of_a_stream,
+    run_slices,
     with_rules,
 )  # fmt: skip
 from tests.naive import Event, Partition, process_one
@@ -45,10 +49,10 @@ class _Life:
 
     def score(self, events: list[Event]) -> None:
         """One slice, as a worker does it: piece by piece, with checkpoints where there is no room."""
-        for piece in as_columns(events, len(self._parts.number_fields)).pieces(_PIECE):
+        for piece in as_columns(events, columns_of(self._parts)).pieces(_PIECE):
             more = self._piece(piece)
         while more:
-            more = self._piece(as_columns([], len(self._parts.number_fields)))
+            more = self._piece(as_columns([], columns_of(self._parts)))
 
     def _piece(self, piece: Any) -> bool:
         done = process_slice(self._store, piece, self._state, self._parts, limit=_PIECE)
@@ -87,21 +91,14 @@ class _Life:
         return self._store.open_sessions
 
 
-@settings(property_test, max_examples=80)
-@given(
-    drawn=events_of_a_stream, cuts=cuts_of_a_stream, rules=rules_of_a_stream,
-    between=st.lists(st.sampled_from(["nothing", "checkpoint", "restart", "replay"]), min_size=1, max_size=9),
-)  # fmt: skip
-def test_any_life_gives_the_naive_verdicts(
-    drawn: list[Any], cuts: list[int], rules: dict[str, Any], between: list[str], any_parts: Parts
-) -> None:
-    """Slices, pieces, checkpoints, restarts and replays in any order: each verdict once, and the naive one."""
-    parts = any_parts
-    parts, events, partition = with_rules(parts, rules), as_events(drawn, parts), Partition()
-    expected = by_id([v for e in [*events, last_of(parts)] for v in process_one(e, partition, parts)])
+what_happens = st.lists(st.sampled_from(["nothing", "checkpoint", "restart", "replay"]), min_size=1, max_size=9)
+
+
+def live(slices: list[list[Event]], between: list[str], parts: Parts) -> list[dict[str, Any]]:
+    """Verdicts of a partition that lives through what happens between its slices; the last session stays open."""
     with tempfile.TemporaryDirectory() as folder:
         life = _Life(Path(folder), parts)
-        for i, part in enumerate([*cut(events, cuts), [last_of(parts)]]):
+        for i, part in enumerate(slices):
             if part:
                 life.score(part)
             happens = between[i % len(between)]
@@ -110,4 +107,26 @@ def test_any_life_gives_the_naive_verdicts(
             elif happens != "nothing":
                 life.restart(replayed=happens == "replay")
         assert life.close() == 1
-    assert by_id(life.found) == expected
+    return life.found
+
+
+@settings(property_test, max_examples=80)
+@given(drawn=events_of_a_stream, cuts=cuts_of_a_stream, rules=rules_of_a_stream, between=what_happens)
+def test_any_life_gives_the_naive_verdicts(
+    drawn: list[Any], cuts: list[int], rules: dict[str, Any], between: list[str], any_parts: Parts
+) -> None:
+    """Slices, pieces, checkpoints, restarts and replays in any order: each verdict once, and the naive one."""
+    parts = with_rules(any_parts, rules)
+    events, last, partition = as_events(drawn, parts), last_of(parts), Partition()
+    expected = by_id([v for e in [*events, last] for v in process_one(e, partition, parts)])
+    assert by_id(live([*cut(events, cuts), [last]], between, parts)) == expected
+
+
+@settings(property_test, max_examples=80)
+@given(drawn=events_of_a_stream, cuts=cuts_of_a_stream, rules=rules_of_a_stream, between=what_happens)
+def test_windows_survive_any_life(drawn: list[Any], cuts: list[int], rules: dict[str, Any], between: list[str]) -> None:
+    """The same of samples in windows: what one slice gives."""
+    parts = make_window_parts(rules, 4_000, 2)
+    samples = [replace(s, numbers=(*s.numbers, 0.0, 0.0)[:2]) for s in [*as_events(drawn, parts), last_of(parts)]]
+    whole, _ = run_slices([samples[:-1], samples[-1:]], parts)
+    assert by_id(live([*cut(samples[:-1], cuts), samples[-1:]], between, parts)) == by_id(whole)

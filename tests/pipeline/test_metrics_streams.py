@@ -109,7 +109,7 @@ def test_named_samples(stack: Stack) -> None:
 
 def test_smd_through_kafka(stack: Stack, shared_data: Path) -> None:
     """A server's 38 numbers, a sample a minute: the worker says what the file says."""
-    found = np.load(shared_data / "smd" / "machine-1-6.npz")
+    found = np.load(shared_data / "data" / "smd" / "machine-1-6.npz")
     names = [f"c{i}" for i in range(found["train"].shape[1])]
 
     def as_samples(part: str, count: int) -> Iterator[Sample]:
@@ -124,7 +124,7 @@ def test_smd_through_kafka(stack: Stack, shared_data: Path) -> None:
 
 def test_nab_through_kafka(stack: Stack, shared_data: Path) -> None:
     """A metric of NAB, its first part to learn from: the worker says what the file says."""
-    path = sorted((shared_data / "nab" / "data").rglob("*.csv.gz"))[0]
+    path = sorted((shared_data / "data" / "nab" / "data").rglob("*.csv.gz"))[0]
     with gzip.open(path, "rt") as file:
         rows = [(row["timestamp"], float(row["value"])) for row in csv.DictReader(file)]
 
