@@ -143,7 +143,7 @@ class SchemaWatch:
     tokens, numbers
         The token fields and the number fields, in their order.
     session, time
-        Paths of session and time; "@key" and None for none.
+        Paths of the session, one or several, and of the time; "@key" and None for none.
     usual
         By `KIND/FIELD` the highest share in training; None before there was one.
     tells_values
@@ -157,7 +157,7 @@ class SchemaWatch:
 
     tokens: tuple[str, ...]
     numbers: tuple[str, ...] = ()
-    session: str = "@key"
+    session: tuple[str, ...] = ("@key",)
     time: str | None = None
     usual: Mapping[str, float] | None = None
     tells_values: bool = True
@@ -165,7 +165,7 @@ class SchemaWatch:
     @cached_property
     def fields(self) -> tuple[str, ...]:
         """Token fields first, then numbers, then session and time."""
-        others = [path for path in (self.session, self.time) if path not in (None, "@key")]
+        others = [path for path in (*self.session, self.time) if path not in (None, "@key")]
         return tuple(dict.fromkeys([*self.tokens, *self.numbers, *(path for path in others if path is not None)]))
 
     @cached_property
@@ -277,7 +277,7 @@ class SchemaWatch:
     def _blamed(self, error: RecordError) -> Iterator[tuple[int, int]]:
         """Kind and field of what an error says; of an object of a wrong type, all fields that should be in it."""
         if isinstance(error, MissingSessionError):
-            yield from ((_MISSING, f) for f, name in enumerate(self.fields) if name == self.session)
+            yield from ((_MISSING, f) for f, name in enumerate(self.fields) if name in self.session)
         elif isinstance(error, BadTimeError):
             yield from ((_TYPE, f) for f, name in enumerate(self.fields) if name == self.time)
         elif error.at:
@@ -299,7 +299,7 @@ class SchemaWatch:
             values = tuple(
                 _leading(value, [events.tokens[f][i] for i in facts.row[low:high][holds[_UNKNOWN, :, f]].tolist()])
                 # A session's name is kept with the session alone, so that it can be deleted.
-                if self.tokens[f] != self.session else value
+                if self.tokens[f] not in self.session else value
                 for f, value in enumerate(values)
             )  # fmt: skip
         block = Block(counts, block.events + int(valid.sum()), first_ms)

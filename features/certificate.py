@@ -44,8 +44,8 @@ class _Made:
 
 
 def certify(
-    decoder: Decoder, vocabulary: Vocabulary, session: str, time: str | None, ends: Sequence[tuple[str, Any]],
-    numbers: Sequence[str] = (),
+    decoder: Decoder, vocabulary: Vocabulary, session: str | Sequence[str], time: str | None,
+    ends: Sequence[tuple[str, Any]], numbers: Sequence[str] = (),
 ) -> dict[str, str]:  # fmt: skip
     """Fingerprints of what the features make of the records.
 
@@ -54,7 +54,7 @@ def certify(
     decoder
         As it serves: with masks, and with messages read by the bundle's templates.
     session, time, ends
-        Paths of session and time, and the values of `end_when`.
+        Paths of session (one or several) and time, and the values of `end_when`.
     numbers
         Paths of the number fields.
 
@@ -85,7 +85,11 @@ def _digest(*parts: Any) -> str:
 
 
 def _records(
-    vocabulary: Vocabulary, session: str, time: str | None, ends: Sequence[tuple[str, Any]], numbers: Sequence[str]
+    vocabulary: Vocabulary,
+    session: str | Sequence[str],
+    time: str | None,
+    ends: Sequence[tuple[str, Any]],
+    numbers: Sequence[str],
 ) -> list[_Made]:
     draw = random.Random(_RECORDS).random  # noqa: S311 (no secret; Python promises this sequence for ever)
 
@@ -108,8 +112,9 @@ def _records(
         if time is not None:
             _put(event, time, one_of(_TIMES))
         name = f"session {int(draw() * 40)}"
-        if session != "@key":
-            _put(event, session, name if draw() < _KNOWN else int(draw() * 40))
+        for field in [session] if isinstance(session, str) else session:
+            if field != "@key":
+                _put(event, field, name if draw() < _KNOWN else int(draw() * 40))
         made.append(_Made(i, 1_767_323_045_000 + i, name.encode(), json.dumps(event).encode()))
     return made
 

@@ -26,7 +26,8 @@ from features.events import Events, Record, Reject
 from features.json_fields import ANY, JsonFields, Kinds
 from features.masking import NO_MASK, Masker
 from features.number_columns import NUMBER, read_numbers
-from features.paths import Path, parse_path
+from features.paths import Path, format_path, parse_path
+from features.session_names import join_name, name_masker
 from features.text_fields import TextFields
 from features.text_lines import LineReader
 from features.tokens import stable_hash
@@ -58,7 +59,7 @@ class Decoder:
     Parameters
     ----------
     session
-        Path of the session field, or "@key".
+        Path of the session field, or "@key"; or paths of several fields, whose values together name the session.
     time
         Path of the time field, or None for the record's timestamp.
     tokens
@@ -92,8 +93,9 @@ class Decoder:
     """
 
     def __init__(
-        self, session: str, time: str | None, tokens: Iterable[str], end_when: Mapping[str, str | bool | int | float],
-        message: str | None = None, *, read_messages: Callable[[Sequence[str | None]], list[str | None]] = list,
+        self, session: str | Sequence[str], time: str | None, tokens: Iterable[str],
+        end_when: Mapping[str, str | bool | int | float], message: str | None = None, *,
+        read_messages: Callable[[Sequence[str | None]], list[str | None]] = list,
         text: LineReader | None = None, event_id: str | None = None, max_ahead_ms: int | None = None,
         masker: Masker = NO_MASK, numbers: Sequence[str] = (), named: tuple[str, str] | None = None,
     ) -> None:  # fmt: skip
@@ -108,13 +110,14 @@ class Decoder:
         columns = [(path, field(path, _TOKEN)) for path in tokens]
         measures = [(path, field(path, NUMBER)) for path in _number_paths(numbers, named, kinds)]
         said = None if message is None else field(message, _MESSAGE)
-        by = None if session == "@key" else field(session, _SESSION)
+        named_by = [session] if isinstance(session, str) else list(session)
+        by = None if session == "@key" else [field(path, _SESSION) for path in named_by]
         at = None if time is None else field(time, _TIME)
         identity = None if event_id is None else field(event_id, _SESSION)
         counted = {path for _, path in measures}
         fields = JsonFields(kinds, counted) if text is None else TextFields(text, kinds)
         self._parse, self._parse_all = fields.parse, fields.parse_all
-        self._session = None if by is None else fields.column(by)
+        self._session = None if by is None else [(path, fields.column(path)) for path in by]
         self._time = None if at is None else fields.column(at)
         self._max_ahead_ms = max_ahead_ms
         self._id = None if identity is None else fields.column(identity)
@@ -123,7 +126,7 @@ class Decoder:
         self._numbers = [(name, fields.column(path)) for name, path in measures]
         self._message = None if said is None else fields.column(said)
         self._is_masked = bool(masker)
-        self._mask_session = masker.of(session)
+        self._mask_session = name_masker(masker, named_by)
         self._mask_tokens = [masker.of(name) for name, _ in columns]
         self._mask_message = None if message is None else masker.of(message)
         self._read_messages = read_messages
@@ -224,7 +227,8 @@ class Decoder:
         if self._session is None:
             names = [_name_from_key(record.key) for record in records]
         else:
-            names = _names(self._session(events))
+            columns = [_names(path, read(events)) for path, read in self._session]
+            names = columns[0] if len(columns) == 1 else _joined(columns)
         sessions = list(dict.fromkeys(names))
         number = {name: i for i, name in enumerate(sessions)}
         session = list(map(number.__getitem__, names))
@@ -298,12 +302,19 @@ def _renumbered(session: NDArray[np.int32], names: list[str]) -> tuple[NDArray[n
     return number[session], list(numbers)
 
 
-def _names(found: list[Any]) -> list[str]:
+def _names(path: Path, found: list[Any]) -> list[str]:
     names = found if set(map(type, found)) <= {str} else ["" if name is None else str(name) for name in found]
     if "" in names:
-        message = "the session field is absent or empty"
+        message = f"the session field {format_path(path)} is absent or empty"
         raise MissingSessionError(message)
     return names
+
+
+def _joined(columns: list[list[str]]) -> list[str]:
+    """Names made of several values, each distinct one once."""
+    tuples = list(zip(*columns, strict=True))
+    known = {values: join_name(values) for values in set(tuples)}
+    return [known[values] for values in tuples]
 
 
 def _name_from_key(key: bytes | None) -> str:

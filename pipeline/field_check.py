@@ -28,8 +28,8 @@ def check_fields(partitions: Iterable[Iterable[Record]], stream: StreamSettings)
     ConfigError
         With the field of the records that looks most like it; not where the stream is masked, for keys may be private.
     """
-    by = stream.session.by
-    names = [*stream.fields, *stream.session.end_when, *([] if by == "@key" else [by])]
+    by = [field for field in stream.session.fields if field != "@key"]
+    names = [*stream.fields, *stream.session.end_when, *by]
     names += [] if stream.time is None else [stream.time]
     read: Callable[[bytes], Any] = LineReader(stream.pattern).read if stream.format == "text" else orjson.loads
 

@@ -107,8 +107,8 @@ def _configuration() -> str:
         'element of a list (from 0), `attributes["service.name"]` for a key that has dots itself. Only the fields the '
         "config names are read. Absence and null are the same.", "",
         "| where | taken | refused, as `wrong_type` in the dead letters |", "|---|---|---|",
-        "| `session.by` | text; whole numbers as text | fractions, truth values, objects, lists; over 1,024 "
-        "characters |",
+        "| `session.by` | text; whole numbers as text; several with `/` between them, and `%2F` and `%25` for "
+        "`/` and `%` inside | fractions, truth values, objects, lists; over 1,024 characters in all |",
         "| `tokens` | text; whole numbers and `true`, `false` as text | fractions, objects, lists; over 1,024 "
         "characters |",
         "| `numbers` | numbers; texts that Python's `float` reads, without underscores; null, an empty text and `nan` "
@@ -175,8 +175,8 @@ def _type(field: FieldInfo) -> str:
 
 _WORDS: dict[Any, str] = {
     str: "text", SecretStr: "text, never shown", Path: "path", int: "whole number", float: "number",
-    bool: "true or false", list[str]: "list of texts", dict[str, Any]: "field: rule pairs",
-    NamedNumbers: "`{name: FIELD, value: FIELD}`",
+    bool: "true or false", list[str]: "list of texts", tuple[str, ...]: "list of texts",
+    dict[str, Any]: "field: rule pairs", NamedNumbers: "`{name: FIELD, value: FIELD}`",
     dict[str, int]: "field: whole number pairs", list[Literal["hour", "weekday"]]: "list of `hour`, `weekday`",
     dict[str, Scalar]: "field: value pairs; a value is text, a number, or true or false",
 }  # fmt: skip

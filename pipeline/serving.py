@@ -17,6 +17,7 @@ from features.decode import Decoder
 from features.masking import Masker, make_masker
 from features.measures import NumberRules
 from features.messages import MessageReader
+from features.session_names import join_name, name_masker, split_name
 from features.sessions import NEVER_MS, SessionRules
 from features.templates import Templates
 from features.text_lines import LineReader
@@ -25,6 +26,7 @@ from features.unmatched import Unmatched
 from features.windows import window_columns
 from models.bundle import read_bundle, serving_digest
 from models.errors import BundleError
+from pipeline.errors import UsageError
 from pipeline.settings import Settings, StreamSettings
 
 
@@ -80,9 +82,32 @@ def _refuse_other_features(settings: Settings, name: str, learned: Learned) -> N
         raise BundleError(message)
 
 
+def record_name(settings: Settings, name: str, session: str) -> str:
+    """A session's name as its records have it, however the signs in it were typed.
+
+    Raises
+    ------
+    UsageError
+        It has not as many parts as the stream has fields that name a session.
+    """
+    fields = settings.stream(name).session.fields
+    if len(fields) == 1:
+        return session
+    parts = split_name(session)
+    if len(parts) != len(fields):
+        message = (
+            f"{session!r} names no session of stream {name}: {len(fields)} fields name one; write "
+            f"{'/'.join(fields)}, with %2F for a / in a value and %25 for a %"
+        )
+        raise UsageError(message)
+    return join_name(parts)
+
+
 def saved_name(settings: Settings, name: str, session: str) -> str:
-    """Under what a session is kept: masked, where the stream masks sessions."""
-    return str(_masker(settings, name).value(settings.stream(name).session.by, session))
+    """Under what a session is kept: masked, where the stream masks sessions; it raises what `record_name` does."""
+    mask = name_masker(_masker(settings, name), settings.stream(name).session.fields)
+    session = record_name(settings, name, session)
+    return session if mask is None else mask(session)
 
 
 def _masker(settings: Settings, name: str) -> Masker:
@@ -117,7 +142,7 @@ def make_parts(settings: Settings, name: str, learned: Learned | None) -> Parts:
         watch=SchemaWatch(
             stream.fields[:words],
             stream.number_fields,
-            stream.session.by,
+            stream.session.fields,
             stream.time,
             None if learned is None else learned.usual,
             tells_values=not stream.mask,

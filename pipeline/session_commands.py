@@ -22,7 +22,7 @@ from pipeline.cold_rows import session_key
 from pipeline.deletion import Trace, is_applied, send_control, traces
 from pipeline.errors import SessionError, TopicError, UsageError
 from pipeline.screen import progress_bar, screen
-from pipeline.serving import load_serving, make_parts, saved_name
+from pipeline.serving import load_serving, make_parts, record_name, saved_name
 from pipeline.sessions import checked_name, describe, in_words, iso
 from pipeline.settings import Settings
 from pipeline.topics import changelog_topic, controls_topic, partition_counts
@@ -43,7 +43,7 @@ def show_session(settings: Settings, name: str, session: str, *, all_partitions:
     session = checked_name(session)
     clients = Clients(settings)
     changelog, count = _changelog(settings, name, clients.admin())
-    partitions = list(range(count)) if all_partitions else usual_partitions(session, count)
+    partitions = list(range(count)) if all_partitions else usual_partitions(record_name(settings, name, session), count)
     session = saved_name(settings, name, session)
     with KeyReader(clients, changelog, session_key(session), partitions) as reader, _reading(changelog) as progress:
         reader.read(progress)

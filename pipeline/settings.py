@@ -119,7 +119,10 @@ class DecisionSettings(_Section):
 class SessionSettings(_Section):
     """Which events belong together, and when they are over."""
 
-    by: str = Field(description="Field that names the session, or @key. It must be the record's key.")
+    by: str | tuple[str, ...] = Field(
+        description="Field that names the session, or a list of fields that do so together, or @key. The name must be "
+        "the record's key; several fields' values stand in it with / between them."
+    )
     gap: DurationMs = Field(15 * 60_000, ge=1, description="A session is over after this silence, in event time.")
     idle: DurationMs | None = Field(
         None, ge=1_000,
@@ -133,6 +136,25 @@ class SessionSettings(_Section):
     max_duration: DurationMs | None = Field(
         None, ge=1, description="A session is ended so long after its first event, in event time. Absent: never."
     )
+
+    @field_validator("by", mode="before")
+    @classmethod
+    def _one_or_several(cls, by: object) -> object:
+        """A list of one field is that field."""
+        if isinstance(by, str):
+            return by
+        if not isinstance(by, list | tuple) or not by or not all(isinstance(field, str) for field in by):
+            message = "expected text or a list of texts: a field, or several"
+            raise ValueError(message)
+        if len(by) > 1 and "@key" in by:
+            message = "@key stands alone: a key names one thing; list fields of the record's value"
+            raise ValueError(message)
+        return by[0] if len(by) == 1 else tuple(by)
+
+    @property
+    def fields(self) -> tuple[str, ...]:
+        """What names a session: paths, or `@key` alone."""
+        return (self.by,) if isinstance(self.by, str) else self.by
 
 
 class LateSettings(_Section):
@@ -311,6 +333,9 @@ class StreamSettings(_Section):
         if len(set(map(parse_path, texts))) != len(texts):
             message = "each field may stand in tokens once, and the message not at all"
             raise ValueError(message)
+        if self.session.by != "@key" and len(set(map(parse_path, self.session.fields))) != len(self.session.fields):
+            message = "each field may stand in session.by once"
+            raise ValueError(message)
         if not self.fields:
             message = "tokens is empty; a stream of events needs at least one field to learn"
             raise ValueError(message)
@@ -349,7 +374,7 @@ class StreamSettings(_Section):
                 raise ValueError(message)
             taken.add(name)
         if self.session.by != "@key":
-            taken.add(parse_path(self.session.by))
+            taken.update(map(parse_path, self.session.fields))
         numbers = [parse_path(path) for path in self.number_fields]
         for path, parsed in zip(self.number_fields, numbers, strict=True):
             if parsed in taken:
@@ -409,7 +434,7 @@ class StreamSettings(_Section):
         from features.masking import covering
 
         rules = self.mask_rules
-        kept = [self.session.by, *self.fields, *([] if self.duplicates.id is None else [self.duplicates.id])]
+        kept = [*self.session.fields, *self.fields, *([] if self.duplicates.id is None else [self.duplicates.id])]
         over = {path: covering(rules, path) for path in kept}
         for path in rules.keys() - set(over.values()):
             message = (
@@ -424,10 +449,12 @@ class StreamSettings(_Section):
                     "field out of numbers"
                 )
                 raise ValueError(message)
-        session = over[self.session.by]
-        if session is not None and rules[session].kind == "drop":
-            message = f"mask.{session} drops the session; write hash, so that sessions stay apart without their names"
-            raise ValueError(message)
+        for session in filter(None, (over[field] for field in self.session.fields)):
+            if rules[session].kind == "drop":
+                message = (
+                    f"mask.{session} drops the session; write hash, so that sessions stay apart without their names"
+                )
+                raise ValueError(message)
         if self.message is not None and rules:
             said = over[self.message]
             if said is not None and rules[said].kind in {"hash", "drop"}:

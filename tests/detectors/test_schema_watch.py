@@ -28,7 +28,7 @@ USUAL = {
     "missing/action": 0.0, "missing/user.plan": 0.2, "missing/id": 0.0, "missing/ts": 0.0, "type/action": 0.0,
     "type/user.plan": 0.0, "type/id": 0.0, "type/ts": 0.01, "unknown/action": 0.0, "unknown/user.plan": 0.05,
 }  # fmt: skip
-WATCH = SchemaWatch(FIELDS, (), "id", "ts", USUAL)
+WATCH = SchemaWatch(FIELDS, (), ("id",), "ts", USUAL)
 DECODER = Decoder("id", "ts", FIELDS, {})
 PLACE = Place("t", 0)
 Json = dict[str, Any]
@@ -200,7 +200,7 @@ def test_what_training_had_is_usual() -> None:
 
 def test_before_training_only_a_path_that_nothing_has_is_found() -> None:
     """After a thousand records without a single one that has the field, once; with one it is only seldom."""
-    watch = SchemaWatch(FIELDS, (), "id", "ts")
+    watch = SchemaWatch(FIELDS, (), ("id",), "ts")
     state, (drift,), missing, _ = watched([record(action=None)] * 2_500, [700], watch)
     assert (drift.field, drift.kind, drift.usual, drift.offset) == ("action", "missing", None, 10 + 3 * (FIRST - 1))
     assert missing == {"action": 2_500}

@@ -49,6 +49,16 @@ def test_the_same_features_have_the_same_certificate() -> None:
     assert len(set(fingerprints().values())) == len(fingerprints())
 
 
+def test_several_fields_name_a_session() -> None:
+    """Each of them is seen: left out, it shows under `session`."""
+    both, one = ["user.id", "host"], ["user.id"]
+    decoders = [Decoder(by, None, ["action"], {}) for by in (both, one)]
+    vocabulary = Vocabulary(("action",), (("view", "pay"),))
+    found = [certify(d, vocabulary, by, None, []) for d, by in zip(decoders, (both, one), strict=True)]
+    assert found[0] != found[1]
+    assert certify(decoders[1], vocabulary, "user.id", None, []) == found[1]
+
+
 def test_what_differs_is_named() -> None:
     """Config, templates and secret each show where they act."""
     assert "end" in differing(end="view")

@@ -15,9 +15,9 @@ from hypothesis import strategies as st
 from pydantic import BaseModel, ValidationError
 
 from features.windows import WindowRules
-from pipeline.errors import ConfigError
+from pipeline.errors import ConfigError, UsageError
 from pipeline.reference import example
-from pipeline.serving import make_decoder, state_fingerprint
+from pipeline.serving import make_decoder, record_name, saved_name, state_fingerprint
 from pipeline.settings import Settings, StreamSettings, environment_variables, load_settings, parse_settings
 
 
@@ -151,6 +151,7 @@ def test_any_config_is_settings_or_one_sentence(raw: dict[str, Any], stream: Any
     [
         ({"session": {"by": "user.id"}, "mask": {"user": "drop"}}, "mask.user drops the session"),
         ({"session": {"by": 'user["id"]'}, "mask": {"user.id": "drop"}}, "mask.user.id drops the session"),
+        ({"session": {"by": ["k", "user.id"]}, "mask": {"user": "drop"}}, "mask.user drops the session"),
         ({"session": {"by": "@key"}, "mask": {"s": "redact"}}, "mask.s masks nothing"),
         ({"kind": "logs", "message": "m", "mask": {"m": "drop"}}, "mask.m leaves nothing of the message to read"),
         ({"kind": "logs", "message": "m", "format": "text", "mask": {"a": "drop"}}, "write mask.m: redact as well"),
@@ -264,6 +265,42 @@ def test_a_stream_without_numbers_keeps_its_rows() -> None:
     }
     assert len(found) == 4
     assert state_fingerprint(parse_settings(MINIMAL, {}), "orders") == "d0ef0cc95a6d27a0"
+
+
+@pytest.mark.parametrize(
+    ("by", "sentence"),
+    [
+        ([], "expected text or a list of texts"), (["k", 1], "expected text or a list of texts"),
+        ({"k": 1}, "expected text or a list of texts"), (["@key", "k"], "@key stands alone"),
+        (["k", '["k"]'], "each field may stand in session.by once"), (["k", "k.id"], "the field k is used as a value"),
+    ],
+)  # fmt: skip
+def test_what_cannot_name_a_session_is_refused(by: Any, sentence: str) -> None:
+    """One field or several different ones, or the key alone."""
+    with pytest.raises(ConfigError, match=re.escape(sentence)):
+        parse_settings({"streams": {"s": {"topic": "t", "session": {"by": by}, "tokens": ["a"]}}}, {})
+
+
+def named_by(by: Any, **section: Any) -> Settings:
+    stream = {"topic": "t", "session": {"by": by}, "tokens": ["a"]} | section
+    return parse_settings({"streams": {"s": stream}, "mask_secret": "0" * 16}, {})
+
+
+def test_a_list_of_one_field_is_that_field() -> None:
+    """So the same saved rows serve both spellings; several fields, or another order, are other rows."""
+    prints = [state_fingerprint(named_by(by), "s") for by in ("k", ["k"], ["k", "l"], ["l", "k"])]
+    assert prints[0] == prints[1]
+    assert len(set(prints)) == 3
+
+
+def test_names_as_the_command_line_gives_them() -> None:
+    """Each part is masked by its own rule, and a name with another number of parts is refused."""
+    settings = named_by(["tenant", "user"], mask={"user": {"truncate": 2}})
+    assert record_name(settings, "s", "50%/a%2Fb") == "50%25/a%2Fb"
+    assert saved_name(settings, "s", "50%/a%2Fb") == "50%25/a%2F"
+    assert saved_name(named_by("user"), "s", "50%/a") == "50%/a"
+    with pytest.raises(UsageError, match="2 fields name one; write tenant/user"):
+        saved_name(settings, "s", "u-1")
 
 
 def test_rules_of_parents_and_keys_are_taken() -> None:
