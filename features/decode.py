@@ -330,7 +330,10 @@ def _name_from_key(key: bytes | None) -> str:
 
 def _mismatch(record: Record, name: str) -> KeyMismatchError:
     key = "absent" if record.key is None else repr(record.key[:60].decode("utf-8", "replace"))
-    message = f"the session is {name[:60]!r} but the record's key is {key}; produce with the session as key"
+    message = (
+        f"the session is {name[:60]!r} but the record's key is {key}; produce with the session as key, or write "
+        "session.repartition: true"
+    )
     return KeyMismatchError(message)
 
 

@@ -19,7 +19,8 @@ from pipeline.metrics import Metrics
 from pipeline.outputs import Output
 from pipeline.pulse import SESSION_TIMEOUT_S
 from pipeline.recovery import Recovery
-from pipeline.serving import make_live_decoder, make_parts, state_fingerprint
+from pipeline.repartition import Repartitioner, Route
+from pipeline.serving import make_live_decoder, make_parts, make_session_decoder, state_fingerprint
 from pipeline.settings import Settings, StreamSettings
 from pipeline.standby import Standbys
 from pipeline.topic_ids import TopicIds
@@ -100,21 +101,28 @@ def build_app(
     capacity = max(_LEAST_HOT, settings.state.hot_sessions // max(1, partitions))
     interval_s = max(settings.checkpoint_interval / 1000, partitions / _COMMITS_PER_S)
 
+    repartitioners = {
+        name: Repartitioner(_route(settings, name, outbox), clients, instance.name, topic_ids, metrics, health)
+        for name, stream in settings.streams.items() if stream.session.repartition
+    }  # fmt: skip
+
     def context(name: str, stream: StreamSettings) -> StreamContext:
         idle_ms = stream.session.idle or max(_LEAST_IDLE_MS, stream.session.gap)
         return StreamContext(
             name=name, group=settings.app, fingerprint=state_fingerprint(settings, name),
-            changelog=changelog_topic(settings, name), starts_latest=stream.start == "latest",
+            changelog=changelog_topic(settings, name), 
+            # What is in an internal topic was chosen when it was brought there.
+            starts_latest=stream.start == "latest" and name not in repartitioners,
             exactly_once=settings.delivery == "exactly_once", accepts_reset=accepts_reset, capacity=capacity,
             checkpoint_interval_s=interval_s, idle_s=idle_ms / 1000, folder=rows_folder,
             memory=memory, decoder=make_live_decoder(settings, name, learned[name], unmatched.of.get(name)),
             make_parts=lambda: make_parts(settings, name, learned[name]),
             sample=settings.decisions.sample, make_producer=clients.transactional_producer, recovery=recovery,
             controls=controls, topic_ids=topic_ids, send=outbox.send, output_topic=outbox.topic, metrics=metrics,
-            health=health,
+            health=health, source_is_copied=repartitioners[name].source_is_copied if name in repartitioners else None,
         )  # fmt: skip
 
-    contexts = {stream.topic: context(name, stream) for name, stream in settings.streams.items()}
+    contexts = {settings.topic_of(name): context(name, stream) for name, stream in settings.streams.items()}
     standbys = Standbys(contexts, clients)
     metrics.standbys.set_function(lambda: len(standbys.followed))
 
@@ -123,8 +131,11 @@ def build_app(
         await outbox.start()
         await controls.start()
         await unmatched.start()
+        for repartitioner in repartitioners.values():
+            repartitioner.start()
 
     async def stop() -> None:
+        await asyncio.gather(*(asyncio.to_thread(repartitioner.stop) for repartitioner in repartitioners.values()))
         await unmatched.stop()
         await controls.stop()
         await outbox.stop()
@@ -132,12 +143,21 @@ def build_app(
 
     app = SliceApp(
         settings.app, contexts=contexts, clients=clients, recovery=recovery, instance=instance.name,
-        standbys=standbys, standby_replicas=settings.state.standby_replicas, health=health, start=start, stop=stop,
+        standbys=standbys, standby_replicas=settings.state.standby_replicas, health=health,
+        repartitioners=list(repartitioners.values()), start=start, stop=stop,
         broker=[f"kafka://{server.strip()}" for server in settings.broker.split(",")],
         web_enabled=False, topic_disable_leader=True, stream_wait_empty=False, stream_recovery_delay=0.0,
         stream_buffer_maxsize=16, broker_session_timeout=SESSION_TIMEOUT_S, topic_allow_declare=False,
         datadir=str(instance.folder / "faust"), key_serializer="raw", value_serializer="raw",
     )  # fmt: skip
-    for name, stream in settings.streams.items():
-        add_scoring_agent(app, stream.topic, name)
+    for name in settings.streams:
+        add_scoring_agent(app, settings.topic_of(name), name)
     return app
+
+
+def _route(settings: Settings, name: str, outbox: Outbox) -> Route:
+    stream, target = settings.streams[name], settings.repartition_topic(name)
+    return Route(
+        stream=name, source=stream.topic, target=target, group=target, scored_by=settings.app,
+        starts_latest=stream.start == "latest", decoder=make_session_decoder(stream), drift_topic=outbox.topic("drift"),
+    )  # fmt: skip

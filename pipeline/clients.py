@@ -15,6 +15,7 @@ CONNECT_TIMEOUT_S = 10.0
 # The broker keeps a dead worker's transaction open that long at most, and with it the end of the changelog.
 TRANSACTION_TIMEOUT_MS = 15_000
 REQUEST_TIMEOUT_MS = 10_000
+MAX_MESSAGE_BYTES = 96 << 20  # of an internal topic, so that what a source took fits; brokers take requests of 100 MiB
 
 
 class Clients:
@@ -80,6 +81,40 @@ class Clients:
                     "fetch.wait.max.ms": 50,
                     "max.partition.fetch.bytes": 8 << 20,
                     "queued.max.messages.kbytes": 16_384,  # memory a replay takes, beside the batch it writes
+                }
+            )
+        )
+
+    def repartition_consumer(self, group: str, instance: str, session_timeout_ms: int) -> Consumer:
+        """A static member of a repartitioner's group: it resets nothing and commits nothing by itself."""
+        return Consumer(
+            self._confluent(
+                {
+                    "group.id": group,
+                    "group.instance.id": instance,
+                    "session.timeout.ms": session_timeout_ms,
+                    "heartbeat.interval.ms": session_timeout_ms // 8,
+                    "enable.auto.commit": False,
+                    "enable.auto.offset.store": False,
+                    "auto.offset.reset": "error",
+                    "isolation.level": "read_committed",
+                    "partition.assignment.strategy": "roundrobin",
+                    "fetch.wait.max.ms": 50,
+                    "queued.max.messages.kbytes": 16_384,
+                }
+            )
+        )
+
+    def repartition_producer(self, transactional_id: str) -> Producer:
+        """Transactional; it places keys as Java clients do."""
+        return Producer(
+            self._confluent(
+                {
+                    "transactional.id": transactional_id,
+                    "transaction.timeout.ms": TRANSACTION_TIMEOUT_MS,
+                    "partitioner": "murmur2_random",
+                    "message.max.bytes": MAX_MESSAGE_BYTES,
+                    "linger.ms": 5,
                 }
             )
         )

@@ -41,6 +41,8 @@ class StreamContext:
         Hands an output over; the future is done when the broker has it. Unused with `exactly_once`.
     output_topic
         The name of an output's topic.
+    source_is_copied
+        Where the stream is repartitioned: whether all that its source holds now has been brought to its internal topic.
     """
 
     name: str
@@ -66,8 +68,14 @@ class StreamContext:
     output_topic: Callable[[str], str]
     metrics: Metrics
     health: Health
+    source_is_copied: Callable[[], Awaitable[bool]] | None = None
     monotonic: Callable[[], float] = time.monotonic
     now_ms: Callable[[], int] = wall_clock_ms
+
+    @property
+    def is_repartitioned(self) -> bool:
+        """Whether the records are copies that carry where they come from."""
+        return self.source_is_copied is not None
 
     def rows_of(self, partition: int) -> Path:
         """The folder of a partition's RocksDB."""

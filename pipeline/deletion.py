@@ -94,6 +94,8 @@ def traces(
     """
     source, changelog = settings.stream(control.stream).topic, changelog_topic(settings, control.stream)
     kept = {"source": source} | {what: output_topic(settings, what) for what in OUTPUTS}
+    if settings.stream(control.stream).session.repartition:
+        kept = {"repartition": settings.topic_of(control.stream)} | kept
     topics = {"changelog": changelog, **kept, "controls": controls_topic(settings)}
     existing = partition_counts(admin)
     configs = _configs(admin, [topic for topic in topics.values() if topic in existing])
@@ -143,6 +145,10 @@ def _of_topic(place: str, topic: str, config: TopicConfig | None, now_ms: int) -
     """Sources and outputs keep what they have; Kafka removes whole segments, once their last record is old enough."""
     if config is None:
         return Trace(place, topic, "gone", None, "there is no such topic")
+    if place == "repartition":
+        return Trace(
+            place, topic, "kept", None, "segments of records scored 10 to 20 minutes ago are deleted by workers"
+        )
     retention_ms, segment_ms = int(config["retention.ms"]), int(config["segment.ms"])
     if "delete" not in config["cleanup.policy"] or retention_ms < 0:
         note = "compacted" if "delete" not in config["cleanup.policy"] else "retention.ms is -1"

@@ -9,6 +9,7 @@ OffbeatError                    every error we raise on purpose; its text says w
 ├── PortTakenError              another process listens there
 ├── LocalBrokerError            `offbeat broker` cannot get, start or stop its Kafka
 ├── StalledError                a partition stands still while its source grows
+├── RepartitionError            records cannot be brought to a stream's internal topic
 └── StateError                  rows on disk or in the changelog do not fit the config or each other
     ├── DamagedStateError       a saved row fails its check, or RocksDB its own; rebuilt from the changelog
     └── StaleStateError         rows in memory are no longer what is durable; the partition is opened anew
@@ -60,6 +61,10 @@ class LocalBrokerError(OffbeatError):
 
 class StalledError(OffbeatError):
     """A partition makes no progress; the worker ends so that a supervisor can start it anew."""
+
+
+class RepartitionError(OffbeatError):
+    """Records cannot be brought to a stream's internal topic; the worker ends, for nothing would be scored."""
 
 
 class StateError(OffbeatError):

@@ -49,6 +49,7 @@ class Health:
         self._beat = clock()  # until the loop turns, its start counts: a loop that never turns is dead, too
         self._assigned: frozenset[StreamPartition] | None = None
         self._known: dict[StreamPartition, _Recovery] = {}
+        self._copying: dict[str, bool] = {}
 
     # --- said by the event loop ----------------------------------------------------------------------------------
 
@@ -87,6 +88,11 @@ class Health:
         with self._lock:
             self._known.pop((stream, partition), None)
 
+    def repartitioning(self, stream: str, *, is_copying: bool) -> None:
+        """Say whether a repartitioned stream's records are being brought to its internal topic."""
+        with self._lock:
+            self._copying[stream] = is_copying
+
     # --- asked by others -----------------------------------------------------------------------------------------
 
     def beat_age_s(self) -> float:
@@ -101,12 +107,15 @@ class Health:
     def ready(self) -> tuple[bool, dict[str, Any]]:
         """Whether an assignment has come and all of it is open, and the body of /ready.
 
-        A worker that was assigned nothing, because there are more workers than partitions, is ready.
+        A worker that was assigned nothing, because there are more workers than partitions, is ready. Repartitioned
+        streams stand in the body with whether their records are being copied, which must be so, too.
         """
         with self._lock:
             partitions = [_row(p, self._known.get(p)) for p in sorted(self._assigned or ())]
             ready = self._assigned is not None and all(row["state"] == "open" for row in partitions)
-            return ready, {"ready": ready, "assigned": self._assigned is not None, "partitions": partitions}
+            ready = ready and all(self._copying.values())
+            body = {"ready": ready, "assigned": self._assigned is not None, "partitions": partitions}
+            return ready, body | ({"repartitioning": dict(self._copying)} if self._copying else {})
 
 
 def _row(partition: StreamPartition, known: _Recovery | None) -> dict[str, Any]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from heapq import merge
 from pathlib import Path
 
 from confluent_kafka import Consumer, KafkaException, TopicPartition
@@ -73,6 +74,9 @@ def from_topic(
 ) -> History:  # fmt: skip
     """Read what the topic holds now, by the records' Kafka timestamps.
 
+    A repartitioned stream is read from its source, which alone has history before the first worker ran. A session may
+    lie in several of its partitions, so they are brought together by timestamp, each in its own order.
+
     Parameters
     ----------
     progress
@@ -82,6 +86,8 @@ def from_topic(
     try:
         records = _read(consumer, stream.topic, since_ms, until_ms, progress)
         check_fields(records, stream)
+        if stream.session.repartition:
+            return _decode([merge(*records, key=lambda record: record.timestamp)], decoder, check_key=False)
         return _decode(records, decoder, check_key=True)
     except KafkaException as error:
         message = f"topic {stream.topic} cannot be read: {error.args[0].str()}"

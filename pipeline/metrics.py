@@ -84,6 +84,15 @@ class Metrics:
         self.lag = Gauge(
             "offbeat_lag_records", "Records in the source partition not yet taken in.", _BY_PARTITION, registry=registry
         )
+        self.repartitioned = Counter(
+            "offbeat_repartitioned_records", "Records brought to the internal topic of a repartitioned stream.",
+            ("stream",), registry=registry,
+        )  # fmt: skip
+        self.repartition_lag = Gauge(
+            "offbeat_repartition_lag_records",
+            "Records in a partition of a repartitioned stream's source not yet brought to its internal topic.",
+            _BY_PARTITION, registry=registry,
+        )  # fmt: skip
         self.checkpoint_age = Gauge(
             "offbeat_checkpoint_age_seconds", "How long the oldest record not yet covered by a checkpoint has waited.",
             _BY_PARTITION, registry=registry,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from base64 import b64encode
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
@@ -19,6 +19,7 @@ from detectors.process import Verdicts
 from detectors.rows import SessionRows
 from features.events import Record, Reject
 from features.sessions import ENDED
+from pipeline.origins import origin_of
 
 LATE = "late"  # status of a record that neither steps its session nor is ever an anomaly
 MAX_PAYLOAD = 64_000  # bytes of a dead letter's value we keep
@@ -132,11 +133,14 @@ class Emitter:
     ----------
     sample
         Share of decisions written; anomalies are always written to their own topic.
+    is_repartitioned
+        Records carry in their headers where they come from.
     """
 
     parts: Parts
     place: Place
     sample: float
+    is_repartitioned: bool = False
 
     def decisions(self, verdicts: Verdicts, names: list[str], rows: SessionRows) -> Iterator[tuple[int, Json]]:
         """All decisions in the order they were taken, each with the event it belongs to (-1: none).
@@ -154,8 +158,13 @@ class Emitter:
         for i in range(record, len(verdicts.events)):
             yield i, self._record(verdicts, i, rows)
 
-    def outputs(self, verdicts: Verdicts, names: list[str], rows: SessionRows, now_ms: int) -> list[Output]:
-        """What leaves for Kafka: each anomaly with its explanation, and the sampled decisions."""
+    def outputs(
+        self, verdicts: Verdicts, names: list[str], rows: SessionRows, now_ms: int, records: Sequence[Record] = ()
+    ) -> list[Output]:
+        """What leaves for Kafka: each anomaly with its explanation, and the sampled decisions.
+
+        `records` are those that the slice was decoded from.
+        """
         out: list[Output] = []
         if self.sample > 0.0:
             for i in range(len(verdicts.events)):
@@ -165,14 +174,15 @@ class Emitter:
         if self.parts.sends_late:
             out.extend(self._late(verdicts, i, now_ms) for i in np.flatnonzero(verdicts.late).tolist())
         for i in np.flatnonzero(verdicts.anomaly).tolist():
-            self._alarm(out, self._record(verdicts, i, rows), now_ms)
+            origin = self._origin(records[verdicts.events.index[i]]) if records else None
+            self._alarm(out, self._record(verdicts, i, rows), now_ms, origin)
         for e in range(len(verdicts.ends.operation)):
             name = names[verdicts.walk.row[verdicts.ends.operation[e]]]
             decision = session_decision(verdicts, e, name, self.place, self.parts)
             if is_sampled(decision["id"], self.sample):
                 self._decide(out, decision, now_ms)
             if decision["anomaly"]:
-                self._alarm(out, decision | explain_end(verdicts, e, rows, self.parts), now_ms)
+                self._alarm(out, decision | explain_end(verdicts, e, rows, self.parts), now_ms, None)
         return out
 
     def dead_letter(self, reject: Reject, record: Record, now_ms: int) -> Output:
@@ -187,6 +197,7 @@ class Emitter:
             "reason": reject.error.reason,
             "detail": str(reject.error),
             "source": {"topic": self.place.topic, "partition": self.place.partition, "offset": record.offset},
+            "origin": self._origin(record),
             "key": None if key is None else key[:MAX_KEY].decode("utf-8", "replace"),
             "payload": None if reject.is_private else text,
             "payload_base64": b64encode(kept).decode() if text is None else None,
@@ -233,12 +244,16 @@ class Emitter:
         headers = event_headers(self.parts.stream, decision["id"], "decision", now_ms)
         out.append(Output("decisions", decision["session"].encode(), orjson.dumps(decision), headers))
 
-    def _alarm(self, out: list[Output], explained: Json, now_ms: int) -> None:
+    def _origin(self, record: Record) -> Json | None:
+        return origin_of(record) if self.is_repartitioned else None
+
+    def _alarm(self, out: list[Output], explained: Json, now_ms: int, origin: Json | None) -> None:
         assert self.parts.learned is not None, "an anomaly needs a bundle"
         *_, offset, _ = explained["id"].rsplit("/", 2)
         body = {key: value for key, value in explained.items() if key != "anomaly"} | {
             "model": {"name": self.parts.stream, "digest": self.parts.learned.digest},
             "source": {"topic": self.place.topic, "partition": self.place.partition, "offset": int(offset)},
+            "origin": origin,
             "detected_ms": now_ms,
         }
         headers = event_headers(self.parts.stream, explained["id"], "anomaly", now_ms)

@@ -129,7 +129,8 @@ class Partition:
             await kept.resume(self._worker.committed)
         holding = self._holding
         self._row, self.state = holding.row, holding.state
-        self._emitter = Emitter(holding.parts, replace(self.place, epoch=self._row.epoch), context.sample)
+        place = replace(self.place, epoch=self._row.epoch)
+        self._emitter = Emitter(holding.parts, place, context.sample, context.is_repartitioned)
         self.opened_at = holding.findings[-1].offset if holding.findings else self.state.next_offset
         self._due = context.monotonic() + context.checkpoint_interval_s
         replayed = 0 if kept else holding.replayed
@@ -284,7 +285,7 @@ class Partition:
         for reject in events.rejects:
             await self._send(self._emitter.dead_letter(reject, records[reject.index], self.context.now_ms()))
             metrics.dead_letters.labels(name, reject.error.reason).inc()
-        for output in self._emitter.outputs(verdicts, done.names, done.rows, self.context.now_ms()):
+        for output in self._emitter.outputs(verdicts, done.names, done.rows, self.context.now_ms(), records):
             await self._send(output)
         return done.more_due
 

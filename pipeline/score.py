@@ -187,7 +187,7 @@ def score_file(
     """Score a whole file into another; returns counts for a summary."""
     scorer = Scorer(settings, name, learned)
     counts = {"records": 0, "sessions": 0, "record_anomalies": 0, "session_anomalies": 0, "dead_letters": 0}
-    lines = read_lines(source, settings.stream(name).topic, progress)
+    lines = read_lines(source, settings.topic_of(name), progress)
     try:
         with target.open("wb") as out:
             while chunk := list(islice(lines, CHUNK)):

@@ -128,7 +128,7 @@ def make_parts(settings: Settings, name: str, learned: Learned | None) -> Parts:
     counters = len(measures.counters) or len(measures.counter_names)
     return Parts(
         stream=name,
-        topic=stream.topic,
+        topic=settings.topic_of(name),
         fields=(*stream.fields[:words], *numbers),
         shape=RowShape(stream.model.hidden, stream.model.context, words, len(numbers), counters),
         rules=_rules(settings, stream),
@@ -194,7 +194,8 @@ def _gap_ms(settings: Settings, stream: StreamSettings) -> int:
 def state_fingerprint(settings: Settings, name: str) -> str:
     """Sixteen hex digits that change when the section changes in a way that alters saved rows."""
     stream = settings.stream(name)
-    excluded = {"idle"} | ({"max_duration"} if stream.session.max_duration is None else set())
+    excluded = {"idle"} if stream.session.repartition else {"idle", "repartition"}
+    excluded |= {"max_duration"} if stream.session.max_duration is None else set()
     session = stream.session.model_dump(mode="json", exclude=excluded) | {"gap": _gap_ms(settings, stream)}
     parts: dict[str, Any] = {
         "session": session, "tokens": stream.fields, "time": stream.time,

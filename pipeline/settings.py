@@ -123,6 +123,11 @@ class SessionSettings(_Section):
         description="Field that names the session, or a list of fields that do so together, or @key. The name must be "
         "the record's key; several fields' values stand in it with / between them."
     )
+    repartition: bool = Field(
+        False,
+        description="The topic's records are not keyed by the session: workers bring each to an internal topic under "
+        "the session as key, and the stream is read from there. Every record is then stored and read once more.",
+    )
     gap: DurationMs = Field(15 * 60_000, ge=1, description="A session is over after this silence, in event time.")
     idle: DurationMs | None = Field(
         None, ge=1_000,
@@ -434,6 +439,12 @@ class StreamSettings(_Section):
         from features.masking import covering
 
         rules = self.mask_rules
+        if rules and self.session.repartition:
+            message = (
+                "with session.repartition, whole records are written to an internal topic before anything is masked; "
+                "mask them where they are produced, or produce them with the session as key, and remove one of the two"
+            )
+            raise ValueError(message)
         kept = [*self.session.fields, *self.fields, *([] if self.duplicates.id is None else [self.duplicates.id])]
         over = {path: covering(rules, path) for path in kept}
         for path in rules.keys() - set(over.values()):
@@ -579,6 +590,15 @@ class Settings(_Section):
                 )
                 raise ValueError(message)
         return self
+
+    def repartition_topic(self, name: str) -> str:
+        """The internal topic that a stream's records are brought to where they are not keyed by their session."""
+        return f"{self.app}.{name}.repartition"
+
+    def topic_of(self, name: str) -> str:
+        """The topic in which a stream's sessions lie in one partition each: workers score this one."""
+        stream = self.stream(name)
+        return self.repartition_topic(name) if stream.session.repartition else stream.topic
 
     @property
     def bundles_dir(self) -> Path:

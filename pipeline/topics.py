@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from confluent_kafka import KafkaError, KafkaException
 from confluent_kafka.admin import AdminClient, NewTopic
 
+from pipeline.clients import MAX_MESSAGE_BYTES
 from pipeline.errors import TopicError
 from pipeline.settings import Settings
 
@@ -22,11 +23,21 @@ _COMPACTION = {
     "max.compaction.lag.ms": "86400000",
     "segment.ms": "3600000",
 }
+# What no checkpoint covers yet must stay, and retention goes by the records' own timestamps, which are years old where
+# history is replayed: so nothing is deleted by age, and workers delete what they have scored.
+_REPARTITION = {
+    "cleanup.policy": "delete",
+    "retention.ms": "-1",
+    "retention.bytes": "-1",
+    "segment.bytes": str(50 << 20),
+    "message.timestamp.type": "CreateTime",
+    "max.message.bytes": str(MAX_MESSAGE_BYTES),
+}
 
 
 @dataclass(frozen=True)
 class Topic:
-    """A topic as it should be. `role` is source, output, changelog or control."""
+    """A topic as it should be. `role` is source, output, changelog, repartition or control."""
 
     name: str
     role: str
@@ -55,7 +66,10 @@ def partition_counts(admin: AdminClient) -> dict[str, int]:
 
 
 def wanted_topics(settings: Settings, existing: dict[str, int]) -> list[Topic]:
-    """All topics of a config; a changelog has its source's partitions, controls have one, for their order counts."""
+    """All topics of a config.
+
+    Changelogs and internal topics have their source's partitions; controls have one, for their order counts.
+    """
     own = settings.topics
     topics = [
         Topic(output_topic(settings, what), "output", own.partitions, {"retention.ms": str(own.retention)})
@@ -66,6 +80,8 @@ def wanted_topics(settings: Settings, existing: dict[str, int]) -> list[Topic]:
         partitions = existing.get(stream.topic, own.partitions)
         topics.append(Topic(stream.topic, "source", partitions))
         topics.append(Topic(changelog_topic(settings, name), "changelog", partitions, _COMPACTION))
+        if stream.session.repartition:
+            topics.append(Topic(settings.repartition_topic(name), "repartition", partitions, _REPARTITION))
     return topics
 
 
@@ -118,7 +134,8 @@ def check_topics(admin: AdminClient, settings: Settings) -> dict[str, int]:
     Raises
     ------
     TopicError
-        A topic is missing, a changelog has another number of partitions than its source, or controls more than one.
+        A topic is missing, a changelog or an internal topic has another number of partitions than its source, or
+        controls more than one.
     """
     existing = partition_counts(admin)
     wanted = wanted_topics(settings, existing)
@@ -141,6 +158,12 @@ def check_topics(admin: AdminClient, settings: Settings) -> dict[str, int]:
             message = (
                 f"changelog {topic.name} has {found} partitions but its source has {topic.partitions}: rows would lie "
                 "in the wrong partition. Sessions cannot be moved; begin anew with another `app`"
+            )
+            raise TopicError(message)
+        if topic.role == "repartition" and found != topic.partitions:
+            message = (
+                f"internal topic {topic.name} has {found} partitions but its source has {topic.partitions}: sessions "
+                "would move to other partitions than their rows. Begin anew with another `app`"
             )
             raise TopicError(message)
         if topic.role == "control" and found != 1:

@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import suppress
 from typing import Any
 
@@ -38,6 +38,7 @@ from pipeline.health import Health
 from pipeline.partition import Partition, Slice
 from pipeline.pulse import SESSION_TIMEOUT_S
 from pipeline.recovery import Recovery
+from pipeline.repartition import Repartitioner
 from pipeline.shares import Owned
 from pipeline.standby import Standbys
 from pipeline.watchdog import Stall
@@ -61,13 +62,13 @@ class SliceApp(faust.App):
 
     def __init__(
         self, identity: str, *, contexts: dict[str, StreamContext], clients: Clients, recovery: Recovery, instance: str,
-        standbys: Standbys, standby_replicas: int, health: Health,
+        standbys: Standbys, standby_replicas: int, health: Health, repartitioners: Sequence[Repartitioner],
         start: Callable[[], Awaitable[None]], stop: Callable[[], Awaitable[None]], **options: Any,
     ) -> None:  # fmt: skip
         super().__init__(identity, **options)
         self.contexts, self.clients, self.recovery, self.instance = contexts, clients, recovery, instance
         self.standbys, self.standby_replicas, self.health = standbys, standby_replicas, health
-        self.start_clients, self.stop_clients = start, stop
+        self.start_clients, self.stop_clients, self.repartitioners = start, stop, repartitioners
 
     def _new_transport(self) -> Any:
         return SliceTransport(self.conf.broker_consumer, self)
@@ -154,6 +155,9 @@ class SliceConsumer(driver.Consumer):
                 stalled = stall.observe(partition.context.name, tp.partition, at, end)
                 if stalled is not None:
                     slices.end_worker(stalled)
+            for repartitioner in self.app.repartitioners:
+                if (failure := repartitioner.failure()) is not None:
+                    slices.end_worker(failure)
             await self._compare_topics()
 
     async def _progress(self, tp: TP, partition: Partition) -> tuple[int, int | None]:
@@ -196,6 +200,9 @@ class SliceConsumer(driver.Consumer):
         return found
 
     async def _read_to_end(self, tp: TP) -> bool:
+        is_copied = self.app.contexts[tp.topic].source_is_copied
+        if is_copied is not None and not await is_copied():
+            return False
         consumer = self._thread._consumer  # noqa: SLF001
         position: int = await self._thread.call_thread(consumer.position, TopicPartition(*tp))
         end: int = (await self.app.recovery.bounds_of(tp.topic, tp.partition))[1]

@@ -34,6 +34,15 @@ class Source(_Message):
     offset: int
 
 
+Origin = Annotated[
+    Source | None,
+    Field(
+        description="Where the record lay before it was repartitioned by its session; null where the stream is not "
+        "repartitioned, and for sessions."
+    ),
+]
+
+
 class Model(_Message):
     """Which bundle decided."""
 
@@ -109,6 +118,7 @@ class _Anomaly(_Message):
     context: list[dict[str, Any]] = Field(description="The session's last events before, oldest first.")
     model: Model
     source: Source
+    origin: Origin
     detected_ms: int = Field(description="When the worker saw it, by its own clock; differs between deliveries.")
 
 
@@ -150,6 +160,7 @@ class DeadLetter(_Message):
     ]  # fmt: skip
     detail: str
     source: Source
+    origin: Origin
     key: str | None
     payload: str | None = Field(
         description="The record's value as text, cut at 64 kB; null where it is no UTF-8, or where "
@@ -181,8 +192,8 @@ class Drift(_Message):
         "field_missing", "field_type", "field_unknown_values",
     ] = Field(
         description="topic_recreated: the source was deleted and made anew. records_lost: its retention removed "
-        "records before they were read. offset_reset: the group's offset was moved on purpose. sessions_lost: saved "
-        "states were damaged or gone, so these sessions start anew. field_missing, field_type, field_unknown_values: "
+        "records before they were read. offset_reset: the group's offset was moved on purpose, or, of a "
+        "repartitioned stream's source, is gone. sessions_lost: saved states were damaged or gone, so these sessions start anew. field_missing, field_type, field_unknown_values: "
         "a field is absent, of a wrong type, or has values that training never met, in far more records than in "
         "training; or no longer."
     )  # fmt: skip

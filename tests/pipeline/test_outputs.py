@@ -151,8 +151,8 @@ def test_a_dead_letter_says_what_and_where(parts: Parts) -> None:
     letter = dead_letter(parts, b"no json")
     assert letter == {
         "id": "orders/shop.orders/3/7/dead-letter", "stream": "orders", "reason": "not_json", "detail": "it is broken",
-        "source": {"topic": "shop.orders", "partition": 3, "offset": 7}, "key": "a", "payload": "no json",
-        "payload_base64": None, "truncated": False, "detected_ms": NOW_MS,
+        "source": {"topic": "shop.orders", "partition": 3, "offset": 7}, "origin": None, "key": "a",
+            "payload": "no json", "payload_base64": None, "truncated": False, "detected_ms": NOW_MS,
     }  # fmt: skip
 
 
