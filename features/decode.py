@@ -26,6 +26,7 @@ from features.events import Events, Record, Reject
 from features.json_fields import ANY, JsonFields, Kinds
 from features.masking import NO_MASK, Masker
 from features.number_columns import NUMBER, read_numbers
+from features.otlp import sample_parser
 from features.paths import Path, format_path, parse_path
 from features.session_names import join_name, name_masker
 from features.text_fields import TextFields
@@ -77,6 +78,8 @@ class Decoder:
     max_ahead_ms
         A time field further ahead of the record's own timestamp, where it has one, is not believed, and that taken
         instead; None: each is.
+    of_exports
+        The objects are samples made by `features.otlp`; what it could not flatten is refused for its own reason.
     masker
         Masks sessions, tokens and messages before anything else sees them; with any rule, nothing of a record that is
         set aside is kept but the reason.
@@ -98,6 +101,7 @@ class Decoder:
         read_messages: Callable[[Sequence[str | None]], list[str | None]] = list,
         text: LineReader | None = None, event_id: str | None = None, max_ahead_ms: int | None = None,
         masker: Masker = NO_MASK, numbers: Sequence[str] = (), named: tuple[str, str] | None = None,
+        of_exports: bool = False,
     ) -> None:  # fmt: skip
         kinds: dict[Path, Kinds] = {}
 
@@ -116,7 +120,8 @@ class Decoder:
         identity = None if event_id is None else field(event_id, _SESSION)
         counted = {path for _, path in measures}
         fields = JsonFields(kinds, counted) if text is None else TextFields(text, kinds)
-        self._parse, self._parse_all = fields.parse, fields.parse_all
+        self._parse = sample_parser(fields.parse) if of_exports else fields.parse
+        self._parse_all = _one_by_one if of_exports else fields.parse_all
         self._session = None if by is None else [(path, fields.column(path)) for path in by]
         self._time = None if at is None else fields.column(at)
         self._max_ahead_ms = max_ahead_ms
@@ -300,6 +305,10 @@ def _renumbered(session: NDArray[np.int32], names: list[str]) -> tuple[NDArray[n
     numbers: dict[str, int] = {}
     number = np.array([numbers.setdefault(name, len(numbers)) for name in names], np.int32)
     return number[session], list(numbers)
+
+
+def _one_by_one(_: list[Any]) -> None:
+    """Nothing is read all at once."""
 
 
 def _names(path: Path, found: list[Any]) -> list[str]:

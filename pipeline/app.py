@@ -103,7 +103,7 @@ def build_app(
 
     repartitioners = {
         name: Repartitioner(_route(settings, name, outbox), clients, instance.name, topic_ids, metrics, health)
-        for name, stream in settings.streams.items() if stream.session.repartition
+        for name, stream in settings.streams.items() if stream.is_repartitioned
     }  # fmt: skip
 
     def context(name: str, stream: StreamSettings) -> StreamContext:
@@ -160,4 +160,5 @@ def _route(settings: Settings, name: str, outbox: Outbox) -> Route:
     return Route(
         stream=name, source=stream.topic, target=target, group=target, scored_by=settings.app,
         starts_latest=stream.start == "latest", decoder=make_session_decoder(stream), drift_topic=outbox.topic("drift"),
+        of_exports=stream.format == "otlp_metrics",
     )  # fmt: skip

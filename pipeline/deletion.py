@@ -94,7 +94,7 @@ def traces(
     """
     source, changelog = settings.stream(control.stream).topic, changelog_topic(settings, control.stream)
     kept = {"source": source} | {what: output_topic(settings, what) for what in OUTPUTS}
-    if settings.stream(control.stream).session.repartition:
+    if settings.stream(control.stream).is_repartitioned:
         kept = {"repartition": settings.topic_of(control.stream)} | kept
     topics = {"changelog": changelog, **kept, "controls": controls_topic(settings)}
     existing = partition_counts(admin)

@@ -16,6 +16,7 @@ from features.events import Events, Record
 from pipeline.clients import Clients
 from pipeline.errors import TopicError, UsageError
 from pipeline.field_check import check_fields
+from pipeline.samples import events_of
 from pipeline.score import read_lines
 from pipeline.settings import StreamSettings
 from pipeline.units import parse_duration_ms
@@ -52,7 +53,7 @@ def parse_moment_ms(text: str, now_ms: int) -> int:
 def from_file(path: Path, stream: StreamSettings, decoder: Decoder, progress: Callable[[int], None]) -> History:
     """Read a JSON-lines file; each `_partition` on its own."""
     by_place: dict[object, list[Record]] = {}
-    for line in read_lines(path, stream.topic, progress):
+    for line in events_of(stream, read_lines(path, stream.topic, progress)):
         by_place.setdefault(line.place, []).append(line)
     check_fields(by_place.values(), stream)
     return _decode(by_place.values(), decoder, check_key=False)
@@ -85,9 +86,11 @@ def from_topic(
     consumer = clients.confluent_consumer("offbeat-train", from_start=True)
     try:
         records = _read(consumer, stream.topic, since_ms, until_ms, progress)
+        if stream.is_repartitioned:
+            merged = list(events_of(stream, merge(*records, key=lambda record: record.timestamp)))
+            check_fields([merged], stream)
+            return _decode([merged], decoder, check_key=False)
         check_fields(records, stream)
-        if stream.session.repartition:
-            return _decode([merge(*records, key=lambda record: record.timestamp)], decoder, check_key=False)
         return _decode(records, decoder, check_key=True)
     except KafkaException as error:
         message = f"topic {stream.topic} cannot be read: {error.args[0].str()}"

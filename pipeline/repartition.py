@@ -32,6 +32,7 @@ from confluent_kafka import TopicPartition as At
 from confluent_kafka.admin import AdminClient, OffsetSpec
 
 from features.decode import Decoder
+from features.otlp import samples_of
 from pipeline.clients import Clients
 from pipeline.drift import Kind, drift_output
 from pipeline.errors import OffbeatError, RepartitionError, StalledError
@@ -73,6 +74,8 @@ class Route:
         Consumer group of the repartitioners; `scored_by` that of the workers, who read the internal topic.
     decoder
         Reads a record's session and nothing else.
+    of_exports
+        Records are exports of metrics; each of their samples is copied.
     """
 
     stream: str
@@ -83,22 +86,38 @@ class Route:
     starts_latest: bool
     decoder: Decoder
     drift_topic: str
+    of_exports: bool = False
 
 
 @dataclass(frozen=True)
 class _Original:
-    """A message as `features.events.Record`; the session does not depend on its time, so that is not looked at."""
+    """What is to be copied, as `features.events.Record`. Its session does not depend on its time: that is left out."""
 
-    offset: int
-    key: bytes | None
+    message: Message
     value: bytes | None
     timestamp: int = 0
 
+    @property
+    def offset(self) -> int:
+        return int(self.message.offset())
 
-def session_keys(decoder: Decoder, messages: Sequence[Message]) -> list[bytes | None]:
-    """The key of each message's copy: its session's name; None where no session can be read, or nothing is there."""
-    records = [_Original(m.offset(), m.key(), m.value()) for m in messages]
-    events, found = decoder.decode(records, check_key=False), list[bytes | None]([None] * len(records))
+    @property
+    def key(self) -> bytes | None:
+        found: bytes | None = self.message.key()
+        return found
+
+
+def _originals(route: Route, messages: Iterable[Message]) -> Iterator[_Original]:
+    """What is to be copied: each record, or each sample of an export."""
+    for message in messages:
+        value = message.value()
+        for part in samples_of(value) if route.of_exports and value is not None else [value]:
+            yield _Original(message, part)
+
+
+def _sessions_of(decoder: Decoder, originals: Sequence[_Original]) -> list[bytes | None]:
+    """The names of their sessions; None where none can be read, or nothing is there."""
+    events, found = decoder.decode(originals, check_key=False), list[bytes | None]([None] * len(originals))
     for index, session in zip(events.index.tolist(), events.session.tolist(), strict=True):
         found[index] = events.sessions[session].encode()
     return found
@@ -281,8 +300,9 @@ class Repartitioner:
         try:
             for output in self._found:
                 self._send(producer, self.route.drift_topic, output.value, output.key, output.headers)
-            for message, key in zip(messages, session_keys(self.route.decoder, messages), strict=True):
-                self._copy(producer, message, key)
+            originals = list(_originals(self.route, messages))
+            for original, session in zip(originals, _sessions_of(self.route.decoder, originals), strict=True):
+                self._copy(producer, original, session)
             offsets = [At(topic, p, at, self._topic_id) for p, at in after.items() for topic in self._kept_under]
             producer.send_offsets_to_transaction(offsets, consumer.consumer_group_metadata(), _CALL_S)
             producer.commit_transaction(_CALL_S)
@@ -301,13 +321,13 @@ class Repartitioner:
             self._failing_since = None
         self._metrics.repartitioned.labels(self.route.stream).inc(len(messages))
 
-    def _copy(self, producer: Producer, message: Message, key: bytes | None) -> None:
+    def _copy(self, producer: Producer, original: _Original, session: bytes | None) -> None:
         """A record with its session as key. One without goes as it came, for whoever reads on to say what is wrong."""
-        kind, time_ms = message.timestamp()
+        message, (kind, time_ms) = original.message, original.message.timestamp()
         headers = with_origin(message.headers(), self.route.source, message.partition(), message.offset())
         self._send(
-            producer, self.route.target, message.value(), message.key() if key is None else key, headers,
-            partition=message.partition() if key is None else -1,
+            producer, self.route.target, original.value, original.key if session is None else session, headers,
+            partition=message.partition() if session is None else -1,
             timestamp=0 if kind == TIMESTAMP_NOT_AVAILABLE else max(0, time_ms),
         )  # fmt: skip
 

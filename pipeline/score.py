@@ -19,6 +19,7 @@ from features.decode import Decoder
 from features.events import Events
 from pipeline.errors import UsageError
 from pipeline.outputs import Emitter, Json, Place, message_id
+from pipeline.samples import events_of
 from pipeline.serving import make_live_decoder, make_parts
 from pipeline.settings import Settings
 from pipeline.slices import Processed, process_slice
@@ -187,7 +188,7 @@ def score_file(
     """Score a whole file into another; returns counts for a summary."""
     scorer = Scorer(settings, name, learned)
     counts = {"records": 0, "sessions": 0, "record_anomalies": 0, "session_anomalies": 0, "dead_letters": 0}
-    lines = read_lines(source, settings.topic_of(name), progress)
+    lines = events_of(settings.stream(name), read_lines(source, settings.topic_of(name), progress))
     try:
         with target.open("wb") as out:
             while chunk := list(islice(lines, CHUNK)):

@@ -265,8 +265,10 @@ class StreamSettings(_Section):
         "have `numbers`.",
     )
     topic: str = Field(pattern=r"^[A-Za-z0-9._-]{1,249}$", description="The Kafka topic to read.")
-    format: Literal["json", "text"] = Field(
-        "json", description="What a record is: a JSON object, or text, such as a raw log line."
+    format: Literal["json", "text", "otlp_metrics"] = Field(
+        "json",
+        description="What a record is: a JSON object; or text, such as a raw log line; or an export of OpenTelemetry "
+        "metrics in OTLP/JSON, each number of which is an event of its own (such streams are always repartitioned).",
     )
     pattern: str | None = Field(
         None,
@@ -439,10 +441,11 @@ class StreamSettings(_Section):
         from features.masking import covering
 
         rules = self.mask_rules
-        if rules and self.session.repartition:
+        if rules and self.is_repartitioned:
             message = (
-                "with session.repartition, whole records are written to an internal topic before anything is masked; "
-                "mask them where they are produced, or produce them with the session as key, and remove one of the two"
+                "the stream is repartitioned, so whole records are written to an internal topic before anything is "
+                "masked; remove mask and mask them where they are produced, or remove session.repartition and produce "
+                "them with the session as key"
             )
             raise ValueError(message)
         kept = [*self.session.fields, *self.fields, *([] if self.duplicates.id is None else [self.duplicates.id])]
@@ -478,6 +481,11 @@ class StreamSettings(_Section):
                 )
                 raise ValueError(message)
         return self
+
+    @property
+    def is_repartitioned(self) -> bool:
+        """Whether workers bring the records to an internal topic first. An export holds samples of many sessions."""
+        return self.session.repartition or self.format == "otlp_metrics"
 
     @property
     def mask_rules(self) -> dict[str, Rule]:
@@ -598,7 +606,7 @@ class Settings(_Section):
     def topic_of(self, name: str) -> str:
         """The topic in which a stream's sessions lie in one partition each: workers score this one."""
         stream = self.stream(name)
-        return self.repartition_topic(name) if stream.session.repartition else stream.topic
+        return self.repartition_topic(name) if stream.is_repartitioned else stream.topic
 
     @property
     def bundles_dir(self) -> Path:

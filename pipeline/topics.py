@@ -80,7 +80,7 @@ def wanted_topics(settings: Settings, existing: dict[str, int]) -> list[Topic]:
         partitions = existing.get(stream.topic, own.partitions)
         topics.append(Topic(stream.topic, "source", partitions))
         topics.append(Topic(changelog_topic(settings, name), "changelog", partitions, _COMPACTION))
-        if stream.session.repartition:
+        if stream.is_repartitioned:
             topics.append(Topic(settings.repartition_topic(name), "repartition", partitions, _REPARTITION))
     return topics
 

@@ -193,9 +193,9 @@ class Drift(_Message):
     ] = Field(
         description="topic_recreated: the source was deleted and made anew. records_lost: its retention removed "
         "records before they were read. offset_reset: the group's offset was moved on purpose, or, of a "
-        "repartitioned stream's source, is gone. sessions_lost: saved states were damaged or gone, so these sessions start anew. field_missing, field_type, field_unknown_values: "
-        "a field is absent, of a wrong type, or has values that training never met, in far more records than in "
-        "training; or no longer."
+        "repartitioned stream's source, is gone. sessions_lost: saved states were damaged or gone, so these sessions "
+        "start anew. field_missing, field_type, field_unknown_values: a field is absent, of a wrong type, or has "
+        "values that training never met, in far more records than in training; or no longer."
     )  # fmt: skip
     id: str = Field(
         description="stream/topic/partition/offset/type, and /field where there is one: the same after a restart or a "

@@ -57,7 +57,7 @@ def run_worker(settings: Settings, *, accepts_reset: bool = False) -> None:
             metrics.bundle.labels(name, digest).set(1)
             warm_up(settings, name, bundle)
             log.info("stream", stream=name, topic=settings.streams[name].topic, bundle=digest[:12])
-            if settings.streams[name].session.repartition:
+            if settings.streams[name].is_repartitioned:
                 log.info(
                     "stream is repartitioned", stream=name, through=settings.topic_of(name),
                     cost="each record is written and read once more, and comes some 100 ms later",
