@@ -260,7 +260,7 @@ def _whole(value: _Whole, low: int, beyond: int) -> int | None:
             raise WrongTypeError(message)
         value = int(value)
     if value is not None and not low <= value < beyond:
-        message = f"{value} is too small or too large for its field"
+        message = "a whole number is too small or too large for its field"
         raise WrongTypeError(message)
     return value
 

@@ -259,6 +259,15 @@ def _numbers_as_written(value: object) -> object:
 class StreamSettings(_Section):
     """One stream: a topic, its sessions, its fields, its model."""
 
+    @model_validator(mode="before")
+    @classmethod
+    def _exports_are_samples(cls, section: Any) -> Any:
+        """What the samples of an export are called need not be written."""
+        if isinstance(section, Mapping) and section.get("format") == "otlp_metrics":
+            ready = {"kind": "metrics", "time": "time", "numbers": {"name": "metric", "value": "value"}}
+            return ready | dict(section)
+        return section
+
     kind: Literal["events", "logs", "metrics"] = Field(
         "events",
         description="What the topic carries: events; log lines, which have a `message`; or samples of metrics, which "
@@ -268,7 +277,8 @@ class StreamSettings(_Section):
     format: Literal["json", "text", "otlp_metrics"] = Field(
         "json",
         description="What a record is: a JSON object; or text, such as a raw log line; or an export of OpenTelemetry "
-        "metrics in OTLP/JSON, each number of which is an event of its own (such streams are always repartitioned).",
+        "metrics in OTLP/JSON, each number of which is an event of its own (such streams are always repartitioned; "
+        "kind, time and numbers need not be written).",
     )
     pattern: str | None = Field(
         None,

@@ -21,6 +21,14 @@ SOUND = (
     b"260304 180147 17 INFO shop.Cart: two items left",
     b"WARNING:shop.cart:two items left",
 )
+EXPORT = (
+    b'{"resourceMetrics": [{"resource": {"attributes": [{"key": "host", "value": {"stringValue": "a"}}]}, '
+    b'"scopeMetrics": [{"scope": {"name": "m"}, "metrics": [{"name": "n", "unit": "1", "sum": '
+    b'{"aggregationTemporality": 2, "isMonotonic": true, "dataPoints": [{"attributes": [{"key": "k", "value": '
+    b'{"arrayValue": {"values": [{"intValue": "1"}]}}}], "timeUnixNano": "1544712660300000000", "asInt": "7", '
+    b'"flags": 0}]}}, {"name": "h", "histogram": {"dataPoints": [{"count": 4, "sum": 1.5}]}}, {"name": "q", '
+    b'"summary": {"dataPoints": [{"quantileValues": [{"quantile": 0.5, "value": "NaN"}]}]}}]}]}]}'
+)
 PUT_IN = (
     b"", b"\x00", b"\xff", b"\xed\xa0\x80", b"\xef\xbb\xbf", b"\xc2\x9b31m", b"\x1b[0m", b"\r\n", b"\n", b"\\", b'\\"',
     b"\\ud800", b"\\u0000", b'"', b"'", b"=", b"{", b"}", b"[", b"]", b"<", b">", b":", b" ", b"-", b"NaN",
@@ -38,9 +46,12 @@ def _apply(line: bytes, edit: tuple[float, int, bytes]) -> bytes:
     return line[:at] + put + line[at + dropped :]
 
 
-damaged = st.builds(
-    lambda line, edits: reduce(_apply, edits, line), st.sampled_from(SOUND), st.lists(_edit, max_size=4)
-)
+def _damaged(sound: tuple[bytes, ...]) -> st.SearchStrategy[bytes]:
+    edits = st.lists(_edit, max_size=4)
+    return st.builds(lambda line, edits: reduce(_apply, edits, line), st.sampled_from(sound), edits)
+
+
+damaged, exports = _damaged(SOUND), _damaged((EXPORT,))
 lines = damaged | st.binary(max_size=200)
 
 _numbers = st.integers() | st.floats() | st.sampled_from((10**400, -(2**63), 2**63, 2**63 - 1, 10**11, 10**14, 10**17))

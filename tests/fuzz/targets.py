@@ -6,6 +6,7 @@ that raises where something does not hold: a result has the promised shape, or t
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -20,6 +21,7 @@ from features.errors import BadTimeError, RecordError, WrongTypeError
 from features.event_time import MAX_TIME_MS, parse_time_ms
 from features.number_columns import read_numbers
 from features.numbers import MISSING, NumberBins
+from features.otlp import flatten
 from features.redact import redact
 from features.shapes import WILDCARD, shape_of
 from features.template_mining import mine
@@ -103,6 +105,17 @@ def check_numbers(values: list[Any]) -> None:
     assert interval is None or (np.isfinite(interval).all() and list(interval) == sorted(interval))
 
 
+def check_exports(value: bytes) -> None:
+    """Samples are JSON with all their keys, the same each time; or a RecordError says why there are none."""
+    try:
+        found = flatten(value)
+    except RecordError:
+        return
+    assert flatten(value) == found
+    keys = ["time", "metric", "value", "type", "unit", "scope", "resource"]
+    assert all(list(json.loads(sample)) == keys for sample in found)
+
+
 def check_lines(value: bytes) -> None:
     """A line gives fields with names, the same each time, or a RecordError."""
     for reader in READERS:
@@ -132,6 +145,7 @@ TARGETS = (
     Target("event time", inputs.times, check_time),
     Target("JSON decoder", inputs.lines, check_decoder),
     Target("numbers", inputs.measures, check_numbers),
+    Target("exports of metrics", inputs.exports, check_exports),
     Target("text lines", inputs.lines, check_lines),
     Target("masker", inputs.texts, check_redaction),
     Target("templates", inputs.texts, check_templates),
