@@ -157,6 +157,7 @@ class Repartitioner:
         self._failed_at = 0.0
         self._failure: OffbeatError | None = None
         self._turned_at = clock()
+        self._asked_at = self._awake_since = clock()
         self._looked_at = self._purged_at = clock()
         self._purgeable: dict[int, int] = {}
         self._stall = Stall(clock)
@@ -182,8 +183,15 @@ class Repartitioner:
             self._thread.join(_JOIN_S)
 
     def failure(self) -> OffbeatError | None:
-        """Why the worker must end, if it must: what failed, or that the thread has not turned for too long."""
-        still_s = self._clock() - self._turned_at
+        """Why the worker must end, if it must: what failed, or that the thread has not turned for too long.
+
+        To be asked every few seconds: after a longer pause the process did not run, and the thread gets its time anew.
+        """
+        now = self._clock()
+        if now - self._asked_at > STUCK_S / 4:
+            self._awake_since = now
+        self._asked_at = now
+        still_s = min(now - self._turned_at, now - self._awake_since)
         if self._failure is None and self._thread.is_alive() and still_s >= STUCK_S:
             message = (
                 f"repartitioning of stream {self.route.stream} has stood still for {still_s:.0f} s; the worker ends so "
@@ -202,11 +210,7 @@ class Repartitioner:
     def _source_is_copied(self) -> bool:
         source = self.route.source
         partitions = [At(source, p) for p in self._admin.list_topics(source, timeout=_CALL_S).topics[source].partitions]
-        asked = self._admin.list_offsets(
-            {tp: OffsetSpec.latest() for tp in partitions}, isolation_level=IsolationLevel.READ_COMMITTED,
-            request_timeout=_CALL_S,
-        )  # fmt: skip
-        ends = {tp.partition: future.result(_CALL_S).offset for tp, future in asked.items()}
+        ends = committed_ends(self._admin, partitions)
         for _ in range(_COPIED_LOOKS):
             at = committed(self._admin, self.route.group, partitions)
             if all(at.get(p, 0) >= end for p, end in ends.items()):
@@ -284,7 +288,7 @@ class Repartitioner:
             after = self._positions | after
         if after:
             self._commit(consumer, producer, messages, after)
-        self._look(consumer)
+        self._look()
 
     def _passed(self, consumer: Consumer) -> dict[int, int]:
         """Where reading got to without finding records: markers and aborted records take offsets, too."""
@@ -433,15 +437,15 @@ class Repartitioner:
 
     # --- from time to time ---------------------------------------------------------------------------------------
 
-    def _look(self, consumer: Consumer) -> None:
+    def _look(self) -> None:
         """Say how far behind we are, see whether we get on and the topic is the same, and delete what was scored."""
         now = self._clock()
         if now - self._looked_at < _LOOK_S:
             return
         self._looked_at = now
+        ends = committed_ends(self._admin, [At(self.route.source, p) for p in self._positions])
         for p, at in self._positions.items():
-            self._turned_at = self._clock()
-            high = consumer.get_watermark_offsets(At(self.route.source, p), timeout=_CALL_S)[1]
+            high = ends[p]
             self._metrics.repartition_lag.labels(self.route.stream, str(p)).set(max(0, high - at))
             self._failure = self._stall.observe(self.route.stream, p, at, high) or self._failure
         if self._topic_ids.ask(self.route.source) != self._topic_id:
@@ -460,6 +464,15 @@ class Repartitioner:
             self._purgeable = committed(self._admin, route.scored_by, [At(route.target, p) for p in self._positions])
         except (KafkaException, TimeoutError) as error:
             log.warning("scored records cannot be deleted", topic=self.route.target, why=str(error)[:300])
+
+
+def committed_ends(admin: AdminClient, partitions: Sequence[At]) -> dict[int, int]:
+    """Where one topic's partitions end for a read_committed reader."""
+    asked = admin.list_offsets(
+        {tp: OffsetSpec.latest() for tp in partitions}, isolation_level=IsolationLevel.READ_COMMITTED,
+        request_timeout=_CALL_S,
+    ) if partitions else {}  # fmt: skip
+    return {tp.partition: future.result(_CALL_S).offset for tp, future in asked.items()}
 
 
 def committed(admin: AdminClient, group: str, partitions: Sequence[At]) -> dict[int, int]:

@@ -5,8 +5,9 @@ from __future__ import annotations
 import asyncio
 import json
 import signal
+import threading
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +16,9 @@ from confluent_kafka import KafkaException, Message, TopicPartition
 from confluent_kafka.admin import AdminClient
 from prometheus_client import CollectorRegistry
 
+from features.decode import Decoder
 from pipeline.clients import Clients
-from pipeline.errors import ConfigError
+from pipeline.errors import ConfigError, RepartitionError, StalledError
 from pipeline.health import Health
 from pipeline.metrics import Metrics
 from pipeline.origins import origin_of, with_origin
@@ -335,6 +337,72 @@ def test_topics_are_made_and_compared(internal: Internal) -> None:
     done = internal.run("worker", check=False)
     assert done.returncode == 1
     assert f"internal topic {internal.source} has 3 partitions but its source has 4" in done.stderr
+
+
+class Hanging(Clients):
+    """Makes a producer that never comes."""
+
+    def __init__(self) -> None:
+        super().__init__(
+            parse_settings({"streams": {"s": {"topic": "t", "session": {"by": "k"}, "tokens": ["a"]}}}, {})
+        )
+        self.released = threading.Event()
+
+    def repartition_producer(self, transactional_id: str) -> Any:
+        """Hang until the test is over."""
+        assert transactional_id == "a.s.repartition/w0"
+        self.released.wait(30)
+        raise TimeoutError
+
+
+@pytest.fixture
+def hanging() -> Iterator[tuple[Repartitioner, Clock]]:
+    """A repartitioner whose first call does not return, and its clock."""
+    clients, clock = Hanging(), Clock()
+    decoder = Decoder("k", None, [], {})
+    route = Route("s", "t", "a.s.repartition", "a.s.repartition", "a", False, decoder, "drift")
+    made = Repartitioner(
+        route, clients, "w0", TopicIds(clients), Metrics(CollectorRegistry()), Health(), clock=lambda: clock.now
+    )
+    yield made, clock
+    clients.released.set()
+    made.stop()
+
+
+class Clock:
+    """Seconds that the test advances."""
+
+    now = 1_000.0
+
+
+def test_a_thread_that_hangs_ends_the_worker(hanging: tuple[Repartitioner, Clock]) -> None:
+    """After two minutes without a turn; a process that was stopped for as long gets its time anew."""
+    repartitioner, clock = hanging
+    repartitioner.start()
+    repartitioner.start()
+    for _ in range(12):
+        assert repartitioner.failure() is None
+        clock.now += 10
+    assert isinstance(repartitioner.failure(), StalledError)
+    clock.now += 1_000
+    assert repartitioner.failure() is None
+
+
+def test_what_fails_again_and_again_ends_the_worker(hanging: tuple[Repartitioner, Clock]) -> None:
+    """For a minute on end, and only where a broker answers; single failures and outages are lived through."""
+    repartitioner, clock = hanging
+    for _ in range(10):
+        repartitioner._failed("no answer", is_outage=True)
+        clock.now += 20
+        repartitioner._failed("a rebalance", is_outage=False)
+        clock.now += 40
+    assert repartitioner.failure() is None
+    for _ in range(7):
+        assert repartitioner.failure() is None
+        repartitioner._failed("not allowed", is_outage=False)
+        clock.now += 10
+    assert isinstance(repartitioner.failure(), RepartitionError)
+    assert "cannot be repartitioned from t to a.s.repartition: not allowed" in str(repartitioner.failure())
 
 
 def test_masks_and_repartitioning_exclude_each_other() -> None:
