@@ -21,7 +21,7 @@ from tests.pipeline.test_worker import decisions_of
 
 HOST = 'resource["host.name"]'
 SECTION: dict[str, Any] = {
-    "topic": "t", "format": "otlp_metrics", "session": {"by": HOST}, "time": "time", "tokens": ["metric", "type"],
+    "topic": "t", "format": "otlp_metrics", "session": {"by": HOST}, "tokens": ["type"],
 }  # fmt: skip
 
 
@@ -84,7 +84,7 @@ def test_worker_and_file_agree_on_exports(kafka_address: str, tmp_path: Path) ->
     section = {key: value for key, value in SECTION.items() if key != "topic"} | {
         "session": {"by": HOST, "gap": "1h"}
     }  # fmt: skip
-    stack.configure(stream=section)
+    stack.configure(stream=section | {"time": "time"})
     stack.run("topics", "--create")
     records = [(None, exported(i)) for i in range(300)]
     (tmp_path / "exports.jsonl").write_bytes(b"\n".join(value for _, value in records) + b"\n")
