@@ -13,19 +13,18 @@ import numpy as np
 from numpy.typing import NDArray
 
 from detectors.calibration import Calibration
+from detectors.intake import take_in
 from detectors.parts import NO_NUMBERS, NO_TEMPLATES, Learned, Parts, pack
 from detectors.process import Verdicts, process_batch
 from detectors.rows import PartitionState, SessionRows
-from features.event_order import put_in_order
 from features.events import Events
 from features.measures import LEAST_SPAN_MS, SEASONS, measure
 from features.messages import MessageReader
 from features.numbers import UNKNOWN, NumberBins
-from features.sessions import END_INPUT, NO_WATERMARK, Walk, log_gaps, number_sessions, walk_sessions
+from features.sessions import END_INPUT, Walk, log_gaps, number_sessions, walk_sessions
 from features.template_mining import mine
 from features.templates import Templates
 from features.tokens import OOV, RARE, TokenEncoder, Vocabulary
-from features.windows import close_windows
 from models.errors import UnsuitableDataError
 from models.runtime import GruKernel
 from models.training import Epoch, Sequence, TrainingOptions, train
@@ -178,9 +177,7 @@ def _sessionise(
     opened = 0
     for events in history:
         rows = SessionRows.empty(len(events.sessions), parts.shape)
-        ordered = put_in_order(events, rows.held, NO_WATERMARK, parts.rules, close_all=True)
-        if parts.windows is not None:
-            ordered = close_windows(ordered, rows.windows, parts.windows, close_all=True).ordered
+        ordered = take_in(events, rows, PartitionState(0), parts, close_all=True).ordered
         walk = walk_sessions(ordered, rows.clocks, parts.rules, close_all=True)
         numbers, begins = number_sessions(walk, longest)
         measures, _, _ = measure(ordered.events, walk, rows.counter_value, rows.counter_ms, parts.measures)

@@ -6,20 +6,22 @@ any slicing of any stream.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from detectors.intake import Intake, take_in
 from detectors.parts import Learned, Parts
 from detectors.rows import NO_BUNDLE, NO_OFFSET, PartitionState, SessionRows, remember
-from features.duplicates import find_duplicates
-from features.event_order import put_in_order
 from features.events import Events
 from features.measures import measure
 from features.sessions import Walk, log_gaps, walk_sessions
-from features.windows import close_windows
 from models.runtime import F32
+
+Counters = Sequence[Any]  # their state: (S, C) last values, and when that was
 
 OK, WARMING_UP = "ok", "warming_up"
 
@@ -70,12 +72,8 @@ class Verdicts:
         (F,) int64: how many it knows to exist and no more.
     states
         (m, H): the state each operation was scored under, for explanations.
-    early
-        How many events did not wait as long as they should have.
-    dropped, too_late
-        How many samples no window took in: their session had too many, or their windows had closed.
-    duplicates
-        `index` of events that were dropped, because their id was seen before.
+    intake
+        How records became these events.
     behind_ms
         (n,) int64: how far each was behind the partition's newest event when it was released.
     """
@@ -93,10 +91,7 @@ class Verdicts:
     rare: NDArray[np.int64]
     states: F32
     ends: SessionEnds
-    early: int
-    dropped: int
-    too_late: int
-    duplicates: NDArray[np.int32]
+    intake: Intake
     behind_ms: NDArray[np.int64]
 
     @property
@@ -106,16 +101,16 @@ class Verdicts:
 
 
 def process_batch(
-    events: Events, rows: SessionRows, partition: PartitionState, parts: Parts, *, close_all: bool = False
+    arrived: Events, rows: SessionRows, partition: PartitionState, parts: Parts, *, close_all: bool = False
 ) -> tuple[Verdicts, SessionRows, PartitionState]:
     """Score a slice before learning from it.
 
     Parameters
     ----------
-    events
+    arrived
         Valid records of one partition in offset order; none at all is allowed, then only due sessions end.
     rows
-        One row for each of `events.sessions`, in that order: those of the events, then those that may be due. Left
+        One row for each of `arrived.sessions`, in that order: those of the events, then those that may be due. Left
         untouched.
     close_all
         End every session there is: the input is over (files only).
@@ -127,29 +122,17 @@ def process_batch(
     """
     learned = parts.learned
     rows = rebuild_stale(rows, parts)
-    arrived = events
-    events, duplicates, recent_ids = _without_duplicates(events, partition, parts)
-    ordered = put_in_order(events, rows.held, partition.watermark_ms, parts.rules, close_all=close_all)
-    windowed = None
-    if parts.windows is not None:
-        windowed = close_windows(ordered, rows.windows, parts.windows, close_all=close_all)
-        ordered = windowed.ordered
-    events = ordered.events
-    walk = walk_sessions(ordered, rows.clocks, parts.rules, close_all=close_all)
+    intake = take_in(arrived, rows, partition, parts, close_all=close_all)
+    events = intake.ordered.events
+    walk = walk_sessions(intake.ordered, rows.clocks, parts.rules, close_all=close_all)
     hashes = parts.encoder.hashes(events.tokens, len(events))
-    measures, counter_value, counter_ms = measure(events, walk, rows.counter_value, rows.counter_ms, parts.measures)
+    measures, *counters = measure(events, walk, rows.counter_value, rows.counter_ms, parts.measures)
     ids = parts.ids(events, measures)
     surprise, end_surprise, states, hidden = _surprise(ids, rows, walk, parts)
     surprise[:, parts.shape.fields :] += parts.tails(events, measures, ids)
     score = _sum_fields(surprise)
 
-    after = replace(
-        rows.copy(), hidden=hidden, events=walk.clocks.events, first_ms=walk.clocks.first_ms,
-        last_ms=walk.clocks.last_ms, held=ordered.held, counter_value=counter_value, counter_ms=counter_ms,
-        windows=rows.windows if windowed is None else windowed.open_windows,
-    )  # fmt: skip
-    for row in np.flatnonzero((after.events == 0) & after.holds_back).tolist():
-        after.first_ms[row] = after.last_ms[row] = after.wait_until_ms(row)
+    after = _after(rows, intake, walk, hidden, counters)
     m = len(walk.kind)
     worst, worst_offset, last_offset = np.empty(m, np.float32), np.empty(m, np.int64), np.empty(m, np.int64)
     remember(
@@ -169,22 +152,22 @@ def process_batch(
             ended, end_score, end_p_value, end_p_value <= parts.rate, end_surprise[ended],
             worst[ended], worst_offset[ended], last_offset[ended],
         ),
-        ordered.early, 0 if windowed is None else windowed.dropped, 0 if windowed is None else len(windowed.too_late),
-        duplicates, ordered.seen_at + parts.rules.reorder_ms - events.time_ms,
+        intake, intake.ordered.seen_at + parts.rules.reorder_ms - events.time_ms,
     )  # fmt: skip
-    return verdicts, after, partition.advance(arrived.next_offset, ordered.watermark_ms, len(arrived), recent_ids)
+    watermark_ms = intake.ordered.watermark_ms
+    return verdicts, after, partition.advance(arrived.next_offset, watermark_ms, len(arrived), intake.recent_ids)
 
 
-def _without_duplicates(
-    events: Events, partition: PartitionState, parts: Parts
-) -> tuple[Events, NDArray[np.int32], bytes]:
-    """The events that are new, the index of each that is not, and the ids to remember."""
-    if events.ids is None:
-        return events, np.empty(0, np.int32), partition.recent_ids
-    recent = np.frombuffer(partition.recent_ids, "<u8")
-    is_duplicate, recent = find_duplicates(events.ids, recent, parts.remembered)
-    duplicates = events.index[is_duplicate]
-    return events.take(np.flatnonzero(~is_duplicate)), duplicates, recent.astype("<u8").tobytes()
+def _after(rows: SessionRows, intake: Intake, walk: Walk, hidden: F32, counters: Counters) -> SessionRows:
+    """The rows, but for what `remember` writes."""
+    clocks = walk.clocks
+    after = replace(
+        rows.copy(), hidden=hidden, events=clocks.events, first_ms=clocks.first_ms, last_ms=clocks.last_ms,
+        held=intake.ordered.held, windows=intake.windows, counter_value=counters[0], counter_ms=counters[1],
+    )  # fmt: skip
+    for row in np.flatnonzero((after.events == 0) & after.holds_back).tolist():
+        after.first_ms[row] = after.last_ms[row] = after.wait_until_ms(row)
+    return after
 
 
 def _surprise(ids: NDArray[np.int32], rows: SessionRows, walk: Walk, parts: Parts) -> tuple[F32, F32, F32, F32]:

@@ -303,10 +303,10 @@ class Partition:
             if count:
                 metrics.time_fallbacks.labels(name, reason).inc(count)
         metrics.infinite_numbers.labels(name).inc(events.infinite)
-        metrics.late_records.labels(name).inc(int(verdicts.late.sum()) + verdicts.too_late)
-        metrics.dropped_samples.labels(name).inc(verdicts.dropped)
-        metrics.early_records.labels(name).inc(verdicts.early)
-        metrics.duplicates.labels(name).inc(len(verdicts.duplicates))
+        metrics.late_records.labels(name).inc(int(verdicts.late.sum()) + verdicts.intake.too_late)
+        metrics.dropped_samples.labels(name).inc(verdicts.intake.dropped)
+        metrics.early_records.labels(name).inc(verdicts.intake.ordered.early)
+        metrics.duplicates.labels(name).inc(len(verdicts.intake.duplicates))
 
     async def _say_fields(self, watched: Watched) -> None:
         """What the fields of a piece looked like."""

@@ -185,3 +185,19 @@ def test_a_bundle_for_another_config_is_refused(fitted: Fit, parts: Parts) -> No
     broken = replace(fitted, files=fitted.files | {"calibration.safetensors": b"x"})
     with pytest.raises(BundleError, match="lacks a part"):
         unpack(bundle_of(broken), parts)
+
+
+def test_what_is_served_is_what_was_learned(parts: Parts) -> None:
+    """A history doubled and in disorder teaches what the clean one does: training takes it in as serving would."""
+    clean, messy = [], []
+    for events in history(150):
+        named = replace(events, ids=np.arange(1, len(events) + 1, dtype=np.uint64))
+        clean.append(named)
+        order = np.lexsort((np.arange(len(events)) * 7 % 5, events.time_ms // 1_000))
+        messy.append(named.take(np.repeat(order, 2)))
+    rules = replace(parts.rules, reorder_ms=5_000, reorder_events=256)
+    parts = replace(parts, rules=rules, remembered=100)
+    one, other = (train(parts, given) for given in (clean, messy))
+    assert one.content["calibration"] == other.content["calibration"]
+    assert one.content["training"]["sessions"] == other.content["training"]["sessions"]
+    assert one.files["vocabulary.json"] == other.files["vocabulary.json"]
