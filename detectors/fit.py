@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from detectors.calibration import Calibration
-from detectors.intake import take_in
+from detectors.intake import take_in, without_duplicates
 from detectors.parts import NO_NUMBERS, NO_TEMPLATES, Learned, Parts, pack
 from detectors.process import Verdicts, process_batch
 from detectors.rows import PartitionState, SessionRows
@@ -175,7 +175,8 @@ def _sessionise(
     partitions: list[_Partition] = []
     first_ms: list[NDArray[np.int64]] = []
     opened = 0
-    for events in history:
+    for arrived in history:
+        events, _, _ = without_duplicates(arrived, PartitionState(0), parts)
         rows = SessionRows.empty(len(events.sessions), parts.shape)
         ordered = take_in(events, rows, PartitionState(0), parts, close_all=True).ordered
         walk = walk_sessions(ordered, rows.clocks, parts.rules, close_all=True)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -26,44 +26,40 @@ class Intake:
         Events that count, and what waits on.
     windows
         (S,) samples of windows that stay open, by row.
-    duplicates
-        `index` of events that were dropped, because their id was seen before.
-    recent_ids
-        The partition's last ids.
     dropped, too_late
         How many samples no window took in: their session had too many, or their windows had closed.
     """
 
     ordered: Ordered
     windows: NDArray[Any]
-    duplicates: NDArray[np.int32]
-    recent_ids: bytes
     dropped: int = 0
     too_late: int = 0
+
+
+def without_duplicates(
+    events: Events, partition: PartitionState, parts: Parts
+) -> tuple[Events, NDArray[np.int32], PartitionState]:
+    """The events that are new, the index of each that is not, and the partition that remembers their ids.
+
+    Before anything else looks at their times: a duplicate moves no watermark.
+    """
+    if events.ids is None:
+        return events, np.empty(0, np.int32), partition
+    recent = np.frombuffer(partition.recent_ids, "<u8")
+    is_duplicate, recent = find_duplicates(events.ids, recent, parts.remembered)
+    partition = replace(partition, recent_ids=recent.astype("<u8").tobytes())
+    return events.take(np.flatnonzero(~is_duplicate)), events.index[is_duplicate], partition
 
 
 def take_in(
     events: Events, rows: SessionRows, partition: PartitionState, parts: Parts, *, close_all: bool = False
 ) -> Intake:
-    """Drop duplicates, put the rest in order, and gather samples into windows, as far as the stream asks for it.
+    """Put events in order, and gather samples into windows, as far as the stream asks for it.
 
     Parameters and `close_all` as in `detectors.process.process_batch`.
     """
-    events, duplicates, recent_ids = _without_duplicates(events, partition, parts)
     ordered = put_in_order(events, rows.held, partition.watermark_ms, parts.rules, close_all=close_all)
     if parts.windows is None:
-        return Intake(ordered, rows.windows, duplicates, recent_ids)
+        return Intake(ordered, rows.windows)
     closed = close_windows(ordered, rows.windows, parts.windows, close_all=close_all)
-    return Intake(closed.ordered, closed.open_windows, duplicates, recent_ids, closed.dropped, len(closed.too_late))
-
-
-def _without_duplicates(
-    events: Events, partition: PartitionState, parts: Parts
-) -> tuple[Events, NDArray[np.int32], bytes]:
-    """The events that are new, the index of each that is not, and the ids to remember."""
-    if events.ids is None:
-        return events, np.empty(0, np.int32), partition.recent_ids
-    recent = np.frombuffer(partition.recent_ids, "<u8")
-    is_duplicate, recent = find_duplicates(events.ids, recent, parts.remembered)
-    duplicates = events.index[is_duplicate]
-    return events.take(np.flatnonzero(~is_duplicate)), duplicates, recent.astype("<u8").tobytes()
+    return Intake(closed.ordered, closed.open_windows, closed.dropped, len(closed.too_late))

@@ -108,7 +108,8 @@ def process_batch(
     Parameters
     ----------
     arrived
-        Valid records of one partition in offset order; none at all is allowed, then only due sessions end.
+        Valid records of one partition in offset order, without duplicates; none at all is allowed, then only due
+        sessions end.
     rows
         One row for each of `arrived.sessions`, in that order: those of the events, then those that may be due. Left
         untouched.
@@ -154,8 +155,7 @@ def process_batch(
         ),
         intake, intake.ordered.seen_at + parts.rules.reorder_ms - events.time_ms,
     )  # fmt: skip
-    watermark_ms = intake.ordered.watermark_ms
-    return verdicts, after, partition.advance(arrived.next_offset, watermark_ms, len(arrived), intake.recent_ids)
+    return verdicts, after, partition.advance(arrived.next_offset, intake.ordered.watermark_ms, len(arrived))
 
 
 def _after(rows: SessionRows, intake: Intake, walk: Walk, hidden: F32, counters: Counters) -> SessionRows:

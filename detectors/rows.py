@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
 import numpy as np
@@ -177,13 +177,11 @@ class PartitionState:
     recent_ids: bytes = b""
     schema: SchemaState | None = None
 
-    def advance(
-        self, next_offset: int | None, watermark_ms: int, records: int, recent_ids: bytes = b""
-    ) -> PartitionState:
+    def advance(self, next_offset: int | None, watermark_ms: int, records: int) -> PartitionState:
         """The state after a slice."""
-        return PartitionState(
-            self.next_offset if next_offset is None else next_offset, watermark_ms, self.records + records, recent_ids,
-            self.schema,
+        return replace(
+            self, next_offset=self.next_offset if next_offset is None else next_offset,
+            watermark_ms=watermark_ms, records=self.records + records,
         )  # fmt: skip
 
 

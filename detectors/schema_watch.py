@@ -75,6 +75,10 @@ class SchemaState:
     drifts: dict[str, Open] = field(default_factory=dict)
     looked: bool = False
 
+    def without_values(self) -> SchemaState:
+        """The same with no value of any record."""
+        return replace(self, values=(("", 0),) * len(self.values))
+
 
 @dataclass(frozen=True)
 class FieldDrift:

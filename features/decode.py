@@ -35,6 +35,7 @@ from features.tokens import stable_hash
 
 MAX_SESSION_CHARACTERS = 1_024
 MAX_TOKEN_CHARACTERS = 1_024  # a longer text is no category, and would not fit into a message about it
+_PLAUSIBLE_MS = 946_684_800_000  # 2000: an older timestamp is in another unit than Kafka's, and no yardstick
 _TOKEN: Kinds = frozenset({str, int, bool})
 _SESSION: Kinds = frozenset({str, int})
 _MESSAGE: Kinds = frozenset({str})
@@ -271,7 +272,7 @@ class Decoder:
         if self._time is None or self._max_ahead_ms is None:
             return times, 0
         stamps = np.array([record.timestamp for record in records], np.int64)
-        ahead = (stamps > 0) & (stamps <= MAX_TIME_MS) & (times > stamps + self._max_ahead_ms)
+        ahead = (stamps > _PLAUSIBLE_MS) & (stamps <= MAX_TIME_MS) & (times > stamps + self._max_ahead_ms)
         return np.where(ahead, stamps, times), int(ahead.sum())
 
     def _is_end(self, events: list[Any]) -> NDArray[np.bool_]:

@@ -21,7 +21,7 @@ from features.events import Events
 from features.sessions import NO_WATERMARK, SessionRules
 
 NOTHING_HELD = b""
-MAX_HELD_CHARACTERS = 100_000  # of a session, so that its row fits into a Kafka message
+MAX_HELD_BYTES = 256 << 10  # of a session, so that its row fits into a Kafka message
 MAX_MESSAGE_CHARACTERS = 1_024  # of a log line that waits: as much as is ever shown
 _TIME_BYTES = 8
 
@@ -37,10 +37,11 @@ class HeldEvent(NamedTuple):
     numbers: list[float]
 
     @property
-    def characters(self) -> int:
-        """How much text of it is kept while it waits."""
-        said = 0 if self.message is None else min(len(self.message), MAX_MESSAGE_CHARACTERS)
-        return said + sum(len(text) for text in self.tokens if text is not None)
+    def size(self) -> int:
+        """Bytes it takes while it waits, or a few more."""
+        said = "" if self.message is None else self.message[:MAX_MESSAGE_CHARACTERS]
+        texts = sum(5 + len(text.encode()) for text in (*self.tokens, said) if text is not None)
+        return 32 + texts + 9 * len(self.numbers)
 
     def shortened(self) -> HeldEvent:
         """The same with no more of its message than is ever shown."""
@@ -127,7 +128,7 @@ class _Reordering:
     def __init__(self, events: Events, held: NDArray[Any], passed: NDArray[np.int64], rules: SessionRules) -> None:
         self._events, self._held, self._passed, self._rules = events, held, passed, rules
         self._waiting = {row: unpack_held(packed) for row, packed in enumerate(held) if packed}
-        self._characters = {row: sum(e.characters for e in waiting) for row, waiting in self._waiting.items()}
+        self._bytes = {row: sum(event.size for event in waiting) for row, waiting in self._waiting.items()}
         self._released: list[tuple[int, int, int, HeldEvent]] = []  # seen at, row, watermark, event
         self._early = 0
 
@@ -138,7 +139,7 @@ class _Reordering:
             waiting = self._waiting.setdefault(row, [])
             self._release_until(passed[i], row, waiting)
             insort(waiting, event, key=_order)
-            self._characters[row] = self._characters.get(row, 0) + event.characters
+            self._bytes[row] = self._bytes.get(row, 0) + event.size
             while waiting and (waiting[0].time_ms <= passed[i + 1] or self._is_too_much(row, waiting)):
                 self._early += waiting[0].time_ms > passed[i + 1]
                 self._release(i, row, passed[i], waiting)
@@ -157,11 +158,11 @@ class _Reordering:
     def _release(self, by: int, row: int, passed: int, waiting: list[HeldEvent]) -> None:
         """Let the earliest go, by the event `by` of the slice, where the release watermark had passed `passed`."""
         event = waiting.pop(0)
-        self._characters[row] -= event.characters
+        self._bytes[row] -= event.size
         self._released.append((by, row, max(event.time_ms, passed), event))
 
     def _is_too_much(self, row: int, waiting: list[HeldEvent]) -> bool:
-        return len(waiting) > self._rules.reorder_events or self._characters[row] > MAX_HELD_CHARACTERS
+        return len(waiting) > self._rules.reorder_events or self._bytes[row] > MAX_HELD_BYTES
 
     def _ordered(self) -> Ordered:
         self._released.sort(key=lambda released: released[0])  # stable: each session's order stays

@@ -15,6 +15,7 @@ from features.events import Events
 from features.rates import named_rates, rates
 from features.sessions import Walk
 
+_LARGEST = float(np.finfo(np.float32).max)
 _HOUR_MS, _DAY_MS = 3_600_000, 86_400_000
 # Names of positions in time, with how many there are; id 0 stands for none.
 SEASONS = {"hour": 24, "weekday": 7}
@@ -68,7 +69,7 @@ def measure(
     values, last_value, last_ms = events.numbers.copy(), last_value.copy(), last_ms.copy()
     counters = np.array(rules.counters, np.intp)
     if not len(counters) and not rules.counter_names:
-        return values.astype(np.float32), last_value, last_ms
+        return _kept(values), last_value, last_ms
     taken = np.flatnonzero(~walk.is_late)
     row, first, time_ms = events.session[taken], walk.opens[taken], events.time_ms[taken]
     if rules.named_by is None:
@@ -83,7 +84,12 @@ def measure(
         each = np.empty(len(taken))
         named_rates(row, first, which[taken], events.numbers[taken, 0], time_ms, last_value, last_ms, each)
         values[taken, 0] = each
-    return values.astype(np.float32), last_value, last_ms
+    return _kept(values), last_value, last_ms
+
+
+def _kept(values: NDArray[np.float64]) -> NDArray[np.float32]:
+    """As rows keep them: what is beyond float32 counts as its largest."""
+    return np.clip(values, -_LARGEST, _LARGEST).astype(np.float32)
 
 
 def seasons(time_ms: NDArray[np.int64], wanted: tuple[str, ...]) -> NDArray[np.int32]:

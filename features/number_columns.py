@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from features.errors import WrongTypeError
 from features.json_fields import Kinds
+from features.paths import parse_path
 
 NUMBER: Kinds = frozenset({str, int, float})
 _PLAIN = {float, int, type(None)}
@@ -66,7 +67,7 @@ def _number(name: str, value: Any) -> float:
         return _number_of_text(name, value)
     if isinstance(value, bool) or not isinstance(value, int | float):
         message = f"the number field {name} holds {_WORDS.get(type(value), 'no number')}"
-        raise WrongTypeError(message)
+        raise WrongTypeError(message, ".".join(map(str, parse_path(name))))
     try:
         return float(value)
     except OverflowError:
@@ -84,5 +85,5 @@ def _number_of_text(name: str, text: str) -> float:
     if number is None or "_" in text:  # Python's way to group digits, which no program writes
         shown = text if len(text) <= 60 else text[:60] + "..."
         message = f"the number field {name} holds {shown!r}, which is no number"
-        raise WrongTypeError(message)
+        raise WrongTypeError(message, ".".join(map(str, parse_path(name))))
     return number

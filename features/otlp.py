@@ -14,8 +14,9 @@ from typing import Any, TypeAlias
 
 import msgspec
 
-from features.errors import NotJsonError, RecordError, WrongTypeError
+from features.errors import NotJsonError, RecordError, TooLongError, WrongTypeError
 
+MAX_BYTES = 16 << 20  # of the samples of one export: each repeats its resource
 MAX_DEPTH = 16  # of lists and maps inside an attribute's value
 _NO_RECORDED_VALUE = 1  # bit of a data point's flags
 _DELTA = 1  # aggregation temporality: each point counts from the one before
@@ -162,7 +163,14 @@ def flatten(value: bytes) -> list[bytes]:
         raise NotJsonError(str(error)) from None
     except RecursionError:
         raise _too_deep() from None
-    return [_encode(sample) for sample in _samples(export)]
+    samples, size = [], 0
+    for sample in _samples(export):
+        samples.append(_encode(sample))
+        size += len(samples[-1])
+        if size > MAX_BYTES:
+            message = f"the export's samples, each with all of its resource's attributes, take over {MAX_BYTES:,} bytes"
+            raise TooLongError(message)
+    return samples
 
 
 def samples_of(value: bytes) -> list[bytes]:

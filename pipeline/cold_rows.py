@@ -163,7 +163,8 @@ class ColdRows:
 
         A timer is set for the earliest time at which a session that began when this one did can be due: so every
         version of a row sets the same one, and its tombstone knows which to take away. Where the session went on, the
-        timer is set anew when somebody looks.
+        timer is set anew when somebody looks. A row that only holds something back may set several; those that are not
+        taken away are void, and gone once somebody looked.
         """
         ended = [key for key, value in changes.items() if value is None]
         void = [

@@ -87,7 +87,11 @@ def from_topic(
     try:
         records = _read(consumer, stream.topic, since_ms, until_ms, progress)
         if stream.is_repartitioned:
-            merged = list(events_of(stream, merge(*records, key=lambda record: record.timestamp)))
+            in_time = merge(*records, key=lambda record: record.timestamp)
+            numbered = (
+                _Record(offset, record.timestamp, record.key, record.value) for offset, record in enumerate(in_time)
+            )
+            merged = list(events_of(stream, numbered))
             check_fields([merged], stream)
             return _decode([merged], decoder, check_key=False)
         check_fields(records, stream)

@@ -174,7 +174,9 @@ class Emitter:
         if self.parts.sends_late:
             out.extend(self._late(verdicts, i, now_ms) for i in np.flatnonzero(verdicts.late).tolist())
         for i in np.flatnonzero(verdicts.anomaly).tolist():
-            origin = self._origin(records[verdicts.events.index[i]]) if records else None
+            # An event that waited is released by another record; whether that is known depends on the slice.
+            known = bool(records) and self.parts.rules.lead_ms > 0
+            origin = self._origin(records[verdicts.events.index[i]]) if known else None
             self._alarm(out, self._record(verdicts, i, rows), now_ms, origin)
         for e in range(len(verdicts.ends.operation)):
             name = names[verdicts.walk.row[verdicts.ends.operation[e]]]

@@ -20,7 +20,6 @@ from typing import Any
 
 from aiokafka.errors import ProducerFenced
 
-from detectors.process import Verdicts
 from detectors.rows import PartitionState
 from detectors.schema_watch import Watched
 from features.events import Events
@@ -35,7 +34,7 @@ from pipeline.partition_row import PartitionRow
 from pipeline.pulse import Pulse
 from pipeline.recovery import Replay
 from pipeline.schema_drift import detail_of, schema_drift_output
-from pipeline.slices import process_slice
+from pipeline.slices import Processed, process_slice
 from pipeline.wire import DeleteSession
 
 CLOSE_TIMEOUT_S = 5.0  # a revoke waits that long for a last checkpoint
@@ -279,7 +278,7 @@ class Partition:
         self.state = done.state
         if self._uncovered_since is None and (events.next_offset is not None or len(done.verdicts.walk.kind)):
             self._uncovered_since = self.context.monotonic()
-        self._count(events, done.verdicts)
+        self._count(events, done)
         verdicts, metrics, name = done.verdicts, self.context.metrics, self.context.name
         await self._say_fields(done.watched)
         for reject in events.rejects:
@@ -289,7 +288,8 @@ class Partition:
             await self._send(output)
         return done.more_due
 
-    def _count(self, events: Events, verdicts: Verdicts) -> None:
+    def _count(self, events: Events, done: Processed) -> None:
+        verdicts = done.verdicts
         metrics, name, parts = self.context.metrics, self.context.name, self._holding.parts
         for counter, found in ((metrics.unknown_tokens, verdicts.unknown), (metrics.rare_tokens, verdicts.rare)):
             for field, count in zip(parts.fields[: parts.shape.fields], found.tolist(), strict=True):
@@ -306,7 +306,7 @@ class Partition:
         metrics.late_records.labels(name).inc(int(verdicts.late.sum()) + verdicts.intake.too_late)
         metrics.dropped_samples.labels(name).inc(verdicts.intake.dropped)
         metrics.early_records.labels(name).inc(verdicts.intake.ordered.early)
-        metrics.duplicates.labels(name).inc(len(verdicts.intake.duplicates))
+        metrics.duplicates.labels(name).inc(len(done.duplicates))
 
     async def _say_fields(self, watched: Watched) -> None:
         """What the fields of a piece looked like."""
@@ -419,6 +419,8 @@ class Partition:
         names = list(dict.fromkeys(control.session for _, control in controls))
         await self._settled()
         self._holding.store.forget(names)
+        if self.state.schema is not None:  # it may hold values that the sessions had
+            self.state = replace(self.state, schema=self.state.schema.without_values())
         await self._commit()
         await self._holding.erase(names)
         self._row = replace(self._row, controls=controls[-1][0] + 1)

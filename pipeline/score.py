@@ -131,7 +131,7 @@ class Scorer:
                 released = done.verdicts.events
                 where = positions[released.index[max(seen, 0)] if len(released) else -1]
                 verdicts[where].append(_numbered(verdict, partition, lines[where].number))
-            for i in done.verdicts.intake.duplicates.tolist():
+            for i in done.duplicates.tolist():
                 line = records[i]
                 partition.waiting.pop(line.offset, None)
                 verdicts[positions[i]].append(self._unscored(line, "duplicate"))

@@ -207,8 +207,6 @@ def state_fingerprint(settings: Settings, name: str) -> str:
         parts["reorder"] = [stream.late.reorder, stream.late.reorder_events]
     if stream.late.allowed is not None:
         parts["allowed"] = stream.late.allowed
-    if stream.window.size is not None:
-        parts["window"] = stream.window.model_dump()
     if stream.duplicates.id is not None:
         parts["duplicates"] = stream.duplicates.model_dump()
     parts |= _reading(settings, name)
@@ -221,6 +219,8 @@ def _reading(settings: Settings, name: str) -> dict[str, Any]:
     parts: dict[str, Any] = {}
     if stream.number_fields:
         parts["numbers"] = {"named": stream.named_number, "wide": stream.wide_numbers, "counters": stream.counters}
+    if (windows := stream.window_rules(0)) is not None:
+        parts["window"] = [windows.size_ms, windows.every_ms, windows.aggregates]
     if stream.message is not None:
         parts["message"] = stream.message
     if stream.format == "text":

@@ -69,8 +69,8 @@ def describe(session: str, written: Written, changelog: str, parts: Parts, bundl
         "open": True,
         "events": int(rows.events[0]),
         "waiting": len(unpack_held(rows.held[0])),
-        "first_ms": int(rows.first_ms[0]),
-        "last_ms": last_ms,
+        "first_ms": int(rows.first_ms[0]) if rows.events[0] else None,
+        "last_ms": last_ms if rows.events[0] else None,
         "due_ms": int(rows.due_ms(parts.rules)[0]),
         "max_events": parts.rules.max_events,
         "worst_record": {"score": worst, "offset": None if worst_offset == NO_OFFSET else worst_offset}
@@ -96,8 +96,8 @@ def in_words(described: Json) -> Iterator[str]:
     worst_at = "" if worst is None or worst["offset"] is None else f" at {place}/{worst['offset']}"
     for label, text in {
         "events": events,
-        "first event": iso(described["first_ms"]),
-        "last event": iso(described["last_ms"]),
+        "first event": _moment(described["first_ms"]),
+        "last event": _moment(described["last_ms"]),
         "over": f"when its partition sees an event later than {iso(described['due_ms'])}",
         "worst record": "none scored yet" if worst is None else f"score {worst['score']:.2f}{worst_at}",
         "hidden state": _bundle_in_words(bundle),
@@ -110,6 +110,10 @@ def in_words(described: Json) -> Iterator[str]:
     for event in described["context"]:
         words = (f"{field}={token}" for field, token in event.items() if field != "time_ms")
         yield f"  {iso(event['time_ms'])}  {' '.join(words)}"
+
+
+def _moment(time_ms: int | None) -> str:
+    return "none yet" if time_ms is None else iso(time_ms)
 
 
 def iso(time_ms: int) -> str:

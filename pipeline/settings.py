@@ -39,6 +39,9 @@ DurationMs = Annotated[
     PlainSerializer(format_duration_ms, when_used="json"),
 ]
 Scalar = str | bool | int | float
+# What a row keeps at most, so that the changelog takes it: numbers of the context, tokens of open windows.
+_MOST_KEPT_NUMBERS, _MOST_WINDOW_TOKENS = 32_768, 60
+_MOST_SAMPLES, _MOST_SAMPLE_BYTES = 1_024, 256 << 10
 MAX_BUCKETS = 10_000  # as many as a field has tokens of its own at most
 
 # Keys of the design that this version does not have yet. "*" stands for any stream's name.
@@ -358,6 +361,7 @@ class StreamSettings(_Section):
             raise ValueError(message)
         self._check_numbers(texts)
         self._check_window()
+        self._check_row()
         for path, count in self.buckets.items():
             if path not in self.tokens:
                 message = f"buckets.{path} is none of the tokens; write it as it stands there, or remove it"
@@ -425,12 +429,41 @@ class StreamSettings(_Section):
         if self.named_number is not None:
             message = "`window` needs numbers as a list of fields; with {name, value} it would mix numbers of any name"
             raise ValueError(message)
-        if self.late.send:
-            message = "late.send sends records; of a window's late samples there is only a count, so leave it out"
+        if self.late.allowed is not None:
+            message = "late.allowed is of records; a sample is late when its windows have closed, so leave it out"
             raise ValueError(message)
         rules = self.window_rules(self.session.gap)
-        if rules is not None and self.session.gap < rules.every_ms:
-            message = "session.gap is shorter than windows are apart, so each window would end its session; lengthen it"
+        assert rules is not None, "it has a size"
+        self._check_that_windows_fit(self.session.gap)
+        if self.session.max_duration is not None and self.session.max_duration < rules.size_ms:
+            message = "session.max_duration is shorter than a window, so each would be a session; lengthen it"
+            raise ValueError(message)
+        if rules.overlap * len(self.tokens) > _MOST_WINDOW_TOKENS:
+            message = (
+                f"each sample is in {rules.overlap} windows, with {len(self.tokens)} tokens kept for each: more than a "
+                "session's row can hold; make window.every longer, or leave out tokens"
+            )
+            raise ValueError(message)
+
+    def _check_that_windows_fit(self, gap_ms: int) -> None:
+        """Whether a session outlasts the time between its windows."""
+        rules = self.window_rules(gap_ms)
+        if rules is not None and gap_ms < rules.every_ms:
+            message = (
+                "session.gap or state.ttl is shorter than windows are apart, so each window would end its session; "
+                "lengthen it"
+            )
+            raise ValueError(message)
+
+    def _check_row(self) -> None:
+        """A session's row must fit into a Kafka message, whatever comes."""
+        rules = self.window_rules(self.session.gap)
+        columns = len(self.number_fields) if rules is None else len(self.number_fields) * len(rules.aggregates) + 1
+        if columns * self.model.context > _MOST_KEPT_NUMBERS:
+            message = (
+                f"{columns} numbers of the last {self.model.context} events are more than a session's row can hold "
+                f"({_MOST_KEPT_NUMBERS:,}); make model.context or the numbers fewer"
+            )
             raise ValueError(message)
 
     def window_rules(self, gap_ms: int) -> WindowRules | None:
@@ -444,7 +477,8 @@ class StreamSettings(_Section):
         every = size if self.window.every is None else self.window.every
         only_grow = {parse_path(path) for path in self.counters}
         counters = tuple(i for i, path in enumerate(self.number_fields) if parse_path(path) in only_grow)
-        return WindowRules(size, every, tuple(self.window.aggregate), counters, keep_ms=gap_ms)
+        most = min(_MOST_SAMPLES, _MOST_SAMPLE_BYTES // (16 + 8 * len(self.number_fields)))
+        return WindowRules(size, every, tuple(self.window.aggregate), counters, most, gap_ms)
 
     @model_validator(mode="after")
     def _masks_can_be_applied(self) -> StreamSettings:
@@ -465,6 +499,13 @@ class StreamSettings(_Section):
                 f"mask.{path} masks nothing: what is kept of a record is {', '.join(kept)} and its time, which is "
                 "never masked; correct the path, or remove the rule"
             )
+            raise ValueError(message)
+        identity = self.duplicates.id
+        if identity is not None and (rule := over[identity]) is not None and rules[rule].kind != "hash":
+            message = f"mask.{rule} leaves ids that look alike, so new records would be dropped; write hash"
+            raise ValueError(message)
+        if self.named_number is not None and self.counters and (rule := over[self.named_number[0]]) is not None:
+            message = f"mask.{rule} masks the names of numbers, by which counters are known; remove one of the two"
             raise ValueError(message)
         for path in self.number_fields:
             if (rule := over[path]) is not None:
@@ -579,6 +620,16 @@ class Settings(_Section):
                 raise ValueError(message)
             topics[stream.topic] = name
         return streams
+
+    @model_validator(mode="after")
+    def _windows_fit(self) -> Settings:
+        for name, stream in self.streams.items():
+            try:
+                stream._check_that_windows_fit(min(stream.session.gap, self.state.ttl))  # noqa: SLF001 (of this module)
+            except ValueError as error:
+                message = f"stream {name}: {error}"
+                raise ValueError(message) from None
+        return self
 
     @model_validator(mode="after")
     def _hashes_have_a_secret(self) -> Settings:

@@ -6,7 +6,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
+from numpy.typing import NDArray
 
+from detectors.intake import without_duplicates
 from detectors.parts import Parts
 from detectors.process import Verdicts, process_batch
 from detectors.rows import PartitionState, SessionRows
@@ -21,7 +23,7 @@ NOTHING_WATCHED = Watched()
 class Processed:
     """Verdicts on a slice, the sessions and rows it began with, the partition after it, and whether more may be due.
 
-    `watched` is what its fields looked like.
+    `duplicates` are positions of records that were dropped, `watched` is what the slice's fields looked like.
     """
 
     names: list[str]
@@ -29,7 +31,8 @@ class Processed:
     verdicts: Verdicts
     state: PartitionState
     more_due: bool
-    watched: Watched = NOTHING_WATCHED
+    duplicates: NDArray[np.int32]
+    watched: Watched
 
 
 def process_slice(
@@ -50,6 +53,8 @@ def process_slice(
     processed
         None where the store has no room before a checkpoint; nothing has changed then.
     """
+    came = events
+    events, duplicates, state = without_duplicates(events, state, parts)
     watermark_ms = max([state.watermark_ms, *events.time_ms.tolist()])
     timers = store.due(watermark_ms - parts.rules.reorder_ms, limit)
     names = list(dict.fromkeys([*events.sessions, *(name for _, name in timers), *(closing or ())]))
@@ -66,8 +71,8 @@ def process_slice(
     store.put([names[i] for i in touched.tolist()], after.take(touched))
     place = {name: i for i, name in enumerate(names)}
     store.rearm(timers, after.take(np.array([place[name] for _, name in timers], np.intp)))
-    state, watched = _watch(state, events, parts)
-    return Processed(names, rows, verdicts, state, len(timers) == limit, watched)
+    state, watched = _watch(state, came, parts)
+    return Processed(names, rows, verdicts, state, len(timers) == limit, duplicates, watched)
 
 
 def _watch(state: PartitionState, events: Events, parts: Parts) -> tuple[PartitionState, Watched]:

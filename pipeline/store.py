@@ -154,8 +154,9 @@ class RowStore:
         for (due_ms, name), is_open, first_ms, next_ms in zip(
             timers, rows.is_open.tolist(), rows.first_ms.tolist(), rows.due_ms(self._rules).tolist(), strict=True
         ):
-            # One due before the session can be is void: it belonged to an earlier session of that name.
-            if is_open and due_ms >= first_ms + lead_ms:
+            # One due before the session can be is void: it belonged to an earlier session of that name. Where events
+            # wait, an older one may come later, so no timer is known to be void; those set anew are one.
+            if is_open and (lead_ms == 0 or due_ms >= first_ms + lead_ms):
                 self._timers.set(name, next_ms)
         if self._cold is None and len(self._timers) + len(self._ended) > 3 * len(self._slots) + _GROWTH:
             self._timers.drop(self._ended)  # mostly void by now

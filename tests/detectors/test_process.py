@@ -44,7 +44,7 @@ events_of_a_stream = st.lists(
 )
 cuts_of_a_stream = st.lists(st.integers(0, 60), max_size=8)
 property_test = settings(
-    max_examples=300, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow]
+    max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow]
 )
 
 

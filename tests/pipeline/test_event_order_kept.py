@@ -130,3 +130,25 @@ def test_windows_survive_any_life(drawn: list[Any], cuts: list[int], rules: dict
     samples = [replace(s, numbers=(*s.numbers, 0.0, 0.0)[:2]) for s in [*as_events(drawn, parts), last_of(parts)]]
     whole, _ = run_slices([samples[:-1], samples[-1:]], parts)
     assert by_id(live([*cut(samples[:-1], cuts), samples[-1:]], between, parts)) == by_id(whole)
+
+
+def test_a_duplicate_of_a_later_time_moves_nothing(parts: Parts) -> None:
+    """It is dropped before anybody looks at its time: the timers it seemed to make due still come."""
+    parts = replace(parts, remembered=8)
+    start = [Event(0, "a", 0, ("view", "ok"), False, "1"), Event(1, "b", 1_000, ("view", "ok"), False, "2")]
+    again = Event(2, "b", 60_000, ("view", "ok"), False, "2")
+    later = [Event(3, "c", 90_000, ("view", "ok"), False, "3"), Event(4, "c", 300_000, ("view", "ok"), False, "4")]
+    found = live([start, [again], later], ["checkpoint"], parts)
+    assert [v["session"] for v in found if v["kind"] == "session"].count("a") == 1
+    assert [v["session"] for v in found if v["kind"] == "session"].count("b") == 1
+
+
+def test_an_older_event_that_waits_loses_no_timer(parts: Parts) -> None:
+    """Where so much waits that events go on early, one before the session's first may wait: the session still ends."""
+    parts = with_rules(parts, {"gap_ms": 7_200_000, "reorder_ms": 3_600_000, "reorder_events": 3})
+    tokens, times = ("view", "ok"), [100_000 + 1_000 * i for i in range(6)]
+    early = [Event(i, "a", time_ms, tokens, False) for i, time_ms in enumerate(times)]
+    older = Event(6, "a", 50_000, tokens, False)
+    rest = [Event(7 + i, "b", 20_000_000 + 10_000_000 * i, tokens, False) for i in range(3)]
+    found = live([[*early, older], *([event] for event in rest)], ["checkpoint"], parts)
+    assert [v["session"] for v in found if v["kind"] == "session"].count("a") == 1
