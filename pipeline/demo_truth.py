@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass
 
-from pipeline.storefront import END_ACTION, Event, FaultySessions
+from pipeline.storefront_records import FaultySessions, Record
 
 
 @dataclass(frozen=True)
@@ -26,23 +27,30 @@ class Found:
 
     Attributes
     ----------
+    stream
+        The only one that shows it.
     at_s
-        When its first wrong event was sent, seconds into the stream.
+        When its first wrong record was sent, seconds into the stream.
     after_s
         From there until an anomaly of one of its sessions was read; None: never.
+    why
+        What that anomaly says.
     """
 
+    stream: str
     kind: str
     at_s: float
     after_s: float | None
     sessions: int
     sessions_found: int
+    why: str | None
 
 
 @dataclass(frozen=True)
 class FalseAlarms:
     """How a promise was kept: `count` alarms on `of` healthy records, or on `of` healthy sessions that ended."""
 
+    stream: str
     what: str
     count: int
     of: int
@@ -69,21 +77,31 @@ class FalseAlarms:
 
 @dataclass(frozen=True)
 class Report:
-    """The outcome: what was found, and what was found that is none."""
+    """The outcome: what was found, and, stream by stream, what was found that is none."""
 
     found: list[Found]
-    records: FalseAlarms
-    sessions: FalseAlarms
+    kept: list[FalseAlarms]
+
+    @classmethod
+    def of(cls, tallies: Iterable[Tally]) -> Report:
+        """The outcome of all streams together."""
+        tallies = list(tallies)
+        return cls([f for tally in tallies for f in tally.found()], [k for tally in tallies for k in tally.kept()])
 
     @property
     def passed(self) -> bool:
-        """Whether three of four faults were found, and false alarms were at most twice the promise.
+        """Whether each stream showed three of four of its faults, and false alarms were at most twice the promise.
 
-        All false alarms together are held to that to the letter; records and sessions each as far as so few can tell.
+        All false alarms together are held to that to the letter; each stream's records and sessions as far as so few
+        can tell.
         """
-        found = sum(fault.after_s is not None for fault in self.found)
-        together = self.records.count + self.sessions.count <= self.records.twice + self.sessions.twice
-        return 4 * found >= 3 * len(self.found) > 0 and together and self.records.kept and self.sessions.kept
+        together = sum(kept.count for kept in self.kept) <= sum(kept.twice for kept in self.kept)
+        streams = {fault.stream for fault in self.found}
+        return bool(streams) and all(map(self._shown, streams)) and together and all(k.kept for k in self.kept)
+
+    def _shown(self, stream: str) -> bool:
+        faults = [fault for fault in self.found if fault.stream == stream]
+        return 4 * sum(fault.after_s is not None for fault in faults) >= 3 * len(faults)
 
 
 def chance_limit(expected: float, beyond: float = 0.01) -> int:
@@ -100,47 +118,50 @@ def chance_limit(expected: float, beyond: float = 0.01) -> int:
 
 
 class Tally:
-    """What was sent, what was wrong with it, and which alarms came: the truth that outcomes are held against.
+    """What one stream was sent, what was wrong with it, and which alarms came: what outcomes are held against.
 
     Parameters
     ----------
     gap_ms
         A healthy session that sent nothing for longer has ended.
+    rate
+        The share of false alarms that is promised.
     """
 
-    def __init__(self, gap_ms: int) -> None:
+    def __init__(self, stream: str, gap_ms: int, rate: float) -> None:
+        self._stream, self._rate = stream, rate
         self.alarms: dict[str, Alarm] = {}
         self.sent = 0
         self._gap_ms = gap_ms
-        self._faults: list[FaultySessions] = []
+        self._faults: list[FaultySessions[Record]] = []
         self._wrong_from_ms: dict[str, int] = {}
         self._wrong_sent_ms: dict[str, int] = {}
         self._first_ms = self._last_ms = 0
         self._healthy_records = self._closed = 0
-        self._open: dict[str, int] = {}  # healthy sessions without an end event, with their last event's time
+        self._open: dict[str, int] = {}  # healthy sessions that did not say their last, with their last record's time
 
-    def plan(self, fault: FaultySessions) -> None:
-        """Take note of a fault before its events are sent."""
+    def plan(self, fault: FaultySessions[Record]) -> None:
+        """Take note of a fault before its records are sent."""
         self._faults.append(fault)
         self._wrong_from_ms |= fault.wrong_from_ms
 
-    def send(self, event: Event, now_ms: int) -> None:
-        """Take note of an event that is being sent."""
+    def send(self, record: Record, now_ms: int) -> None:
+        """Take note of a record that is being sent."""
         self.sent += 1
-        self._first_ms = self._first_ms or event.ts_ms
-        self._last_ms = event.ts_ms
-        wrong_ms = self._wrong_from_ms.get(event.session_id)
-        if wrong_ms is not None and event.ts_ms >= wrong_ms:
-            self._wrong_sent_ms.setdefault(event.session_id, now_ms)
+        self._first_ms = self._first_ms or record.ts_ms
+        self._last_ms = record.ts_ms
+        wrong_ms = self._wrong_from_ms.get(record.session_id)
+        if wrong_ms is not None and record.ts_ms >= wrong_ms:
+            self._wrong_sent_ms.setdefault(record.session_id, now_ms)
             return
         self._healthy_records += 1
         if wrong_ms is not None:
             return
-        if event.action == END_ACTION:
-            self._open.pop(event.session_id, None)
+        if record.ends_session:
+            self._open.pop(record.session_id, None)
             self._closed += 1
         else:
-            self._open[event.session_id] = event.ts_ms
+            self._open[record.session_id] = record.ts_ms
 
     def read(self, alarm: Alarm) -> bool:
         """Take in an alarm; False if it came before, as deliveries may repeat."""
@@ -150,16 +171,19 @@ class Tally:
         """From a record to its alarm in our hands, by size; sessions are left out, for a gap takes its time."""
         return sorted(alarm.read_ms - alarm.time_ms for alarm in self.alarms.values() if alarm.type == "record")
 
-    def report(self, rate: float) -> Report:
-        """Hold the alarms against the truth, and the false ones against the promised rate."""
+    def found(self) -> list[Found]:
+        """What became of each fault of which something was sent."""
+        return [self._found(fault) for fault in self._faults if fault.wrong_from_ms.keys() & self._wrong_sent_ms.keys()]
+
+    def kept(self) -> list[FalseAlarms]:
+        """Hold the alarms that are none against the promise: those on records, and those on sessions."""
         false = [alarm for alarm in self.alarms.values() if not self._is_due(alarm)]
         records = sum(alarm.type == "record" for alarm in false)
         silent = sum(last_ms + self._gap_ms < self._last_ms for last_ms in self._open.values())
-        return Report(
-            [self._found(fault) for fault in self._faults if fault.wrong_from_ms.keys() & self._wrong_sent_ms.keys()],
-            FalseAlarms("records", records, self._healthy_records, rate),
-            FalseAlarms("sessions", len(false) - records, self._closed + silent, rate),
-        )
+        return [
+            FalseAlarms(self._stream, "records", records, self._healthy_records, self._rate),
+            FalseAlarms(self._stream, "sessions", len(false) - records, self._closed + silent, self._rate),
+        ]
 
     def _is_due(self, alarm: Alarm) -> bool:
         wrong_ms = self._wrong_from_ms.get(alarm.session)
@@ -168,6 +192,8 @@ class Tally:
     def _found(self, fault: FaultySessions) -> Found:
         sent_ms = [ms for session, ms in self._wrong_sent_ms.items() if session in fault.wrong_from_ms]
         due = [alarm for alarm in self.alarms.values() if alarm.session in fault.wrong_from_ms and self._is_due(alarm)]
-        after_s = (min(alarm.read_ms for alarm in due) - min(sent_ms)) / 1000 if due else None
-        at_s = (min(sent_ms) - self._first_ms) / 1000
-        return Found(fault.kind, at_s, after_s, len(sent_ms), len({alarm.session for alarm in due}))
+        first = min(due, key=lambda alarm: alarm.read_ms, default=None)
+        after_s = None if first is None else (first.read_ms - min(sent_ms)) / 1000
+        at_s, why = (min(sent_ms) - self._first_ms) / 1000, None if first is None else first.why
+        found = len({alarm.session for alarm in due})
+        return Found(self._stream, fault.kind, at_s, after_s, len(sent_ms), found, why)

@@ -19,6 +19,8 @@ from typing import Any
 
 import orjson
 
+from pipeline.storefront_records import FaultySessions
+
 SERVICE_OF = {
     "open_home": "web", "session_closed": "web",
     "search": "search",
@@ -76,6 +78,11 @@ class Event:
         return self.session_id.encode()
 
     @property
+    def ends_session(self) -> bool:
+        """Whether it is its visit's last, by what it says."""
+        return self.action == END_ACTION
+
+    @property
     def value(self) -> bytes:
         """The Kafka value, JSON."""
         body = {
@@ -85,25 +92,6 @@ class Event:
         return orjson.dumps(body)
 
 
-@dataclass(frozen=True)
-class FaultySessions:
-    """The sessions one fault hit, and the truth about them.
-
-    Attributes
-    ----------
-    kind
-        One of `FAULTS`.
-    events
-        All their events in order of time, those before the fault included.
-    wrong_from_ms
-        Per session, the time of its first event that should not have come.
-    """
-
-    kind: str
-    events: list[Event]
-    wrong_from_ms: dict[str, int]
-
-
 @dataclass(slots=True)
 class _Step:
     """What a visit does next, `wait_ms` after what it did before."""
@@ -111,6 +99,9 @@ class _Step:
     action: str
     status: str
     wait_ms: int
+
+
+_Make = Callable[[Random], tuple[list[_Step], int]]  # a visit, and a place in it
 
 
 class Storefront:
@@ -146,22 +137,36 @@ class Storefront:
         while waiting:
             yield heapq.heappop(waiting)[2]
 
-    def faulty(self, kind: str, at_ms: int, spread_ms: int, sessions: int, opens_ms: int) -> FaultySessions:
+    def faulty(
+        self, kind: str, at_ms: int, spread_ms: int, sessions: int, opens_ms: int
+    ) -> FaultySessions[Event]:  # fmt: skip
         """Visits hit by one fault; in each, the first wrong event falls into `spread_ms` from `at_ms` on.
 
         They are healthy until the fault. None begins before `opens_ms`, which must leave a few seconds to get there.
         """
+        return FaultySessions(kind, *self._timed(_BREAK[kind], at_ms, spread_ms, sessions, opens_ms))
+
+    def purchases(
+        self, at_ms: int, spread_ms: int, sessions: int, opens_ms: int
+    ) -> tuple[list[Event], dict[str, int]]:  # fmt: skip
+        """Healthy visits whose payment is authorised within `spread_ms` from `at_ms` on, and when each of them is."""
+        return self._timed(_purchase, at_ms, spread_ms, sessions, opens_ms)
+
+    def _timed(
+        self, make: _Make, at_ms: int, spread_ms: int, sessions: int, opens_ms: int
+    ) -> tuple[list[Event], dict[str, int]]:
+        """Visits in order of time, and when each reaches the place that `make` gives with it."""
         events: list[Event] = []
-        wrong_from_ms: dict[str, int] = {}
-        while len(wrong_from_ms) < sessions:
-            steps, wrong = _BREAK[kind](self._random)
-            wrong_ms = at_ms + self._random.randrange(spread_ms)
-            first_ms = wrong_ms - sum(step.wait_ms for step in steps[1 : wrong + 1])
+        reached_ms: dict[str, int] = {}
+        while len(reached_ms) < sessions:
+            steps, place = make(self._random)
+            at_place_ms = at_ms + self._random.randrange(spread_ms)
+            first_ms = at_place_ms - sum(step.wait_ms for step in steps[1 : place + 1])
             if first_ms >= opens_ms:
                 made = self._events(steps, first_ms)
                 events += made
-                wrong_from_ms[made[0].session_id] = wrong_ms
-        return FaultySessions(kind, sorted(events, key=lambda event: event.ts_ms), wrong_from_ms)
+                reached_ms[made[0].session_id] = at_place_ms
+        return sorted(events, key=lambda event: event.ts_ms), reached_ms
 
     def _events(self, steps: list[_Step], start_ms: int) -> list[Event]:
         """Steps with a session, times and what else such events carry."""
@@ -325,8 +330,8 @@ def _disorder(random: Random) -> tuple[list[_Step], int]:
     return steps[:authorise] + [right[step] for step in order] + steps[authorise + 4 :], authorise + first_wrong
 
 
-# Per kind: a generator to a visit and the place of its first wrong step.
-_BREAK: dict[str, Callable[[Random], tuple[list[_Step], int]]] = {
+# Per kind: a visit, and the place of its first wrong step.
+_BREAK: dict[str, _Make] = {
     REPEATED_CAPTURE: _repeat_capture,
     SKIPPED_AUTHORISATION: _skip_authorisation,
     BOT: _be_a_bot,

@@ -1,0 +1,170 @@
+"""Samples of the storefront's services and hosts, one a second from each running instance.
+
+Every service and every host is one instance at a time. It lives for a minute or so and is then replaced by a new one,
+whose counters begin at 0: an instance is a session. What a sample holds wavers around what is usual for its service.
+
+Three faults show here alone: nobody's order goes wrong and no line says so. Each ends when the instance is replaced.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from random import Random
+
+import orjson
+
+from pipeline.storefront_records import FaultySessions
+
+INTERVAL_MS = 1_000
+HOST = "host"
+_HOSTS = 3
+
+LEAK = "an instance leaks memory"
+SLOW = "answers take four times as long"
+STUCK = "a counter of requests stands still"
+FAULTS = (LEAK, SLOW, STUCK)
+
+_LIFE_MS = (30_000, 90_000)
+_CALM_MS = 5_000  # an instance has lived so long when a fault hits it
+_LEAK_A_SECOND, _SLOWER = 0.06, 4.0
+_LOAD_KEPT, _LOAD_MOVES = 0.8, 0.05  # from second to second
+_CPU_WAVERS, _MEMORY_WAVERS, _LATENCY_WAVERS = 0.06, 0.01, 0.08
+
+
+@dataclass(frozen=True, slots=True)
+class _Usual:
+    """Of a service: cpu in percent, memory in MB, latency in ms, requests a second. Of a host: MB/s for the latter."""
+
+    cpu: float
+    memory_mb: float
+    latency_ms: float
+    per_s: float
+
+
+USUAL = {
+    "web": _Usual(35, 420, 6, 170), "search": _Usual(55, 900, 38, 200), "catalog": _Usual(40, 640, 14, 330),
+    "cart": _Usual(20, 310, 9, 120), "account": _Usual(15, 280, 22, 90), "checkout": _Usual(18, 350, 17, 130),
+    "shipping": _Usual(12, 240, 26, 70), "payment": _Usual(25, 380, 60, 45), "billing": _Usual(10, 260, 30, 40),
+    HOST: _Usual(50, 9_000, 0, 24),
+}  # fmt: skip
+SERVICES = tuple(service for service in USUAL if service != HOST)
+
+
+@dataclass(frozen=True, slots=True)
+class Sample:
+    """What one instance measured at one moment; counters count from its start."""
+
+    ts_ms: int
+    session_id: str
+    service: str
+    numbers: dict[str, float]
+
+    @property
+    def key(self) -> bytes:
+        """The Kafka key: the instance."""
+        return self.session_id.encode()
+
+    @property
+    def value(self) -> bytes:
+        """The Kafka value, JSON."""
+        return orjson.dumps({"ts": self.ts_ms, "instance": self.session_id, "service": self.service, **self.numbers})
+
+    @property
+    def ends_session(self) -> bool:
+        """No instance says that it is its last."""
+        return False
+
+
+@dataclass(frozen=True, slots=True)
+class Breakdown:
+    """What goes wrong in which service, from when until its instance is replaced."""
+
+    kind: str
+    service: str
+    from_ms: int
+    until_ms: int
+
+
+@dataclass(slots=True)
+class _Instance:
+    name: str
+    until_ms: int
+    memory_mb: float
+    load: float = 1.0
+    counted: float = 0.0
+    leaked_mb: float = 0.0
+
+
+class StorefrontMetrics:
+    """Makes samples; two with equal generators make the same ones.
+
+    Examples
+    --------
+    >>> samples, _ = StorefrontMetrics(Random(1)).samples(1_700_000_000_000, 2_000)
+    >>> len(samples), sorted(samples[0].numbers)
+    (24, ['cpu', 'latency_ms', 'memory_mb', 'requests_total'])
+    """
+
+    def __init__(self, random: Random) -> None:
+        self._random = random
+        self._places = [*SERVICES, *[HOST] * _HOSTS]
+        self._instances: list[_Instance | None] = [None] * len(self._places)
+
+    def samples(
+        self, start_ms: int, duration_ms: int, breakdowns: Sequence[Breakdown] = ()
+    ) -> tuple[list[Sample], list[FaultySessions[Sample]]]:
+        """The samples of a span in order of time, and the truth about each breakdown that was in it.
+
+        A span goes on where the one before has ended. Of a service, breakdowns must not overlap.
+        """
+        made: list[Sample] = []
+        truth: list[FaultySessions[Sample]] = []
+        for place, service in enumerate(self._places):
+            due = [b for b in breakdowns if b.service == service]
+            hit: dict[int, list[Sample]] = {}
+            phase_ms = place * INTERVAL_MS // len(self._places)  # not all at the same moment
+            for ts_ms in range(start_ms + phase_ms, start_ms + duration_ms, INTERVAL_MS):
+                now = next((k for k, b in enumerate(due) if b.from_ms - _CALM_MS <= ts_ms < b.until_ms), None)
+                wrong = None if now is None or ts_ms < due[now].from_ms else due[now].kind
+                sample = self._sample(place, service, ts_ms, None if now is None else due[now].until_ms, wrong)
+                made.append(sample)
+                if now is not None and wrong is not None:
+                    hit.setdefault(now, []).append(sample)
+            truth += [
+                FaultySessions(due[k].kind, events, {events[0].session_id: events[0].ts_ms})
+                for k, events in hit.items()
+            ]
+        return sorted(made, key=lambda sample: sample.ts_ms), truth
+
+    def _sample(self, place: int, service: str, ts_ms: int, lives_until_ms: int | None, wrong: str | None) -> Sample:
+        instance = self._instance(place, service, ts_ms)
+        if lives_until_ms is not None:
+            instance.until_ms = lives_until_ms
+        draw, usual = self._random, USUAL[service]
+        instance.load += (1 - _LOAD_KEPT) * (1 - instance.load) + draw.gauss(0, _LOAD_MOVES)
+        instance.load = max(instance.load, 0.5)
+        instance.leaked_mb += _LEAK_A_SECOND * usual.memory_mb if wrong == LEAK else 0.0
+        came = max(0.0, draw.gauss(usual.per_s * instance.load, usual.per_s**0.5))
+        instance.counted += 0.0 if wrong == STUCK else came
+        latency_ms = usual.latency_ms * instance.load * draw.lognormvariate(0, _LATENCY_WAVERS)
+        numbers: dict[str, float] = {
+            "cpu": round(min(usual.cpu * instance.load * draw.lognormvariate(0, _CPU_WAVERS), 100.0), 1),
+            "memory_mb": round(instance.memory_mb * draw.lognormvariate(0, _MEMORY_WAVERS) + instance.leaked_mb, 1),
+        }
+        if service == HOST:
+            numbers["network_bytes_total"] = int(instance.counted * 1e6)
+        else:
+            numbers["latency_ms"] = round(latency_ms * (_SLOWER if wrong == SLOW else 1.0), 2)
+            numbers["requests_total"] = int(instance.counted)
+        return Sample(ts_ms, instance.name, service, numbers)
+
+    def _instance(self, place: int, service: str, ts_ms: int) -> _Instance:
+        """The one that runs in a place; a new one where the last has had its time."""
+        instance = self._instances[place]
+        if instance is None or ts_ms >= instance.until_ms:
+            name = f"{service}-{self._random.getrandbits(32):08x}"
+            memory_mb = USUAL[service].memory_mb * self._random.lognormvariate(0, 0.03)
+            instance = _Instance(name, ts_ms + self._random.randrange(*_LIFE_MS), memory_mb)
+            self._instances[place] = instance
+        return instance
