@@ -93,8 +93,8 @@ def _write_history(sender: Sender, seed: int, screen: Screen) -> None:
         records[stream] += 1
     sender.flush()
     screen.note(
-        f"Healthy minutes of a storefront lie in Kafka: {records[ORDERS]:,} events of {len(sessions[ORDERS]):,} visits, "
-        f"{records[LOGS]:,} log lines of {len(sessions[LOGS]):,} requests, {records[METRICS]:,} samples of "
+        f"Healthy minutes of a storefront lie in Kafka: {records[ORDERS]:,} events of {len(sessions[ORDERS]):,} "
+        f"visits, {records[LOGS]:,} log lines of {len(sessions[LOGS]):,} requests, {records[METRICS]:,} samples of "
         f"{len(sessions[METRICS]):,} instances."
     )
 

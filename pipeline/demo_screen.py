@@ -137,8 +137,8 @@ class Screen:
         found_count = sum(fault.after_s is not None for fault in report.found)
         outcome = "passed" if report.passed else "failed"
         self._console.print(
-            f"{found_count} of {len(report.found)} faults found; the demo {outcome}. (It asks for three of four in each "
-            "stream, and for false alarms at no more than twice the promise.)",
+            f"{found_count} of {len(report.found)} faults found; the demo {outcome}. (It asks for three of four in "
+            "each stream, and for false alarms at no more than twice the promise.)",
             style="bold green" if report.passed else "bold red", soft_wrap=True,
         )  # fmt: skip
 
@@ -181,6 +181,6 @@ def _beyond(kept: FalseAlarms) -> str:
     """Say what more than twice the promise means for so few."""
     verdict = "that can be chance" if kept.kept else "that is no chance"
     return (
-        f"{kept.count} false alarms on {kept.what} of {kept.stream} are more than twice the promise; {verdict}, for a rate of just "
-        f"twice the promise gives up to {kept.limit} in 99 of 100 runs."
+        f"{kept.count} false alarms on {kept.what} of {kept.stream} are more than twice the promise; {verdict}, for "
+        f"a rate of just twice the promise gives up to {kept.limit} in 99 of 100 runs."
     )

@@ -189,7 +189,7 @@ class Tally:
         wrong_ms = self._wrong_from_ms.get(alarm.session)
         return wrong_ms is not None and alarm.time_ms >= wrong_ms
 
-    def _found(self, fault: FaultySessions) -> Found:
+    def _found(self, fault: FaultySessions[Record]) -> Found:
         sent_ms = [ms for session, ms in self._wrong_sent_ms.items() if session in fault.wrong_from_ms]
         due = [alarm for alarm in self.alarms.values() if alarm.session in fault.wrong_from_ms and self._is_due(alarm)]
         first = min(due, key=lambda alarm: alarm.read_ms, default=None)

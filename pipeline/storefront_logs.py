@@ -16,7 +16,6 @@ from random import Random
 from pipeline.storefront import Event
 from pipeline.storefront_records import FaultySessions
 
-PATTERN = r"(?P<time>\S+) (?P<level>[A-Z]+) (?P<service>\S+) req=(?P<request>\S+) (?P<message>(?P<step>\S+).*)"
 LAST_STEP = "answered"
 LOGGED = frozenset({"authorise", "void", "capture", "quote", "ship"})
 
