@@ -46,7 +46,7 @@ streams:
     session: {{by: instance, gap: 10s}}
     time: ts
     tokens: [service]
-    numbers: [cpu, memory_mb, latency_ms, requests_total, network_bytes_total]
+    numbers: [cpu, memory, latency_ms, requests_total, network_bytes_total]
     counters: [requests_total, network_bytes_total]
     model: {{core: gru, hidden: 32}}
     promise: {{false_alarm_rate: 0.001}}

@@ -27,26 +27,26 @@ FAULTS = (LEAK, SLOW, STUCK)
 
 _LIFE_MS = (30_000, 90_000)
 _CALM_MS = 5_000  # an instance has lived so long when a fault hits it
-_LEAK_A_SECOND, _SLOWER = 0.06, 4.0
-_LOAD_KEPT, _LOAD_MOVES = 0.8, 0.05  # from second to second
-_CPU_WAVERS, _MEMORY_WAVERS, _LATENCY_WAVERS = 0.06, 0.01, 0.08
+_LEAK_A_SECOND, _SLOWER = 3.0, 4.0  # in points; times
+_LOAD_KEPT, _LOAD_MOVES = 0.8, 0.02  # from second to second
+_CPU_WAVERS, _MEMORY_WAVERS, _LATENCY_WAVERS = 0.05, 0.01, 0.06
 
 
 @dataclass(frozen=True, slots=True)
 class _Usual:
-    """Of a service: cpu in percent, memory in MB, latency in ms, requests a second. Of a host: MB/s for the latter."""
+    """CPU and memory in percent of the limits, latency in ms, requests a second; of a host MB a second."""
 
     cpu: float
-    memory_mb: float
+    memory: float
     latency_ms: float
     per_s: float
 
 
 USUAL = {
-    "web": _Usual(35, 420, 6, 170), "search": _Usual(55, 900, 38, 200), "catalog": _Usual(40, 640, 14, 330),
-    "cart": _Usual(20, 310, 9, 120), "account": _Usual(15, 280, 22, 90), "checkout": _Usual(18, 350, 17, 130),
-    "shipping": _Usual(12, 240, 26, 70), "payment": _Usual(25, 380, 60, 45), "billing": _Usual(10, 260, 30, 40),
-    HOST: _Usual(50, 9_000, 0, 24),
+    "web": _Usual(34, 47, 16, 170), "search": _Usual(46, 55, 34, 200), "catalog": _Usual(40, 51, 19, 310),
+    "cart": _Usual(29, 44, 17, 190), "account": _Usual(27, 42, 24, 140), "checkout": _Usual(31, 46, 21, 180),
+    "shipping": _Usual(26, 41, 28, 130), "payment": _Usual(37, 49, 35, 150), "billing": _Usual(28, 43, 30, 140),
+    HOST: _Usual(43, 57, 0, 24),
 }  # fmt: skip
 SERVICES = tuple(service for service in USUAL if service != HOST)
 
@@ -90,10 +90,10 @@ class Breakdown:
 class _Instance:
     name: str
     until_ms: int
-    memory_mb: float
+    memory: float
     load: float = 1.0
     counted: float = 0.0
-    leaked_mb: float = 0.0
+    leaked: float = 0.0
 
 
 class StorefrontMetrics:
@@ -103,7 +103,7 @@ class StorefrontMetrics:
     --------
     >>> samples, _ = StorefrontMetrics(Random(1)).samples(1_700_000_000_000, 2_000)
     >>> len(samples), sorted(samples[0].numbers)
-    (24, ['cpu', 'latency_ms', 'memory_mb', 'requests_total'])
+    (24, ['cpu', 'latency_ms', 'memory', 'requests_total'])
     """
 
     def __init__(self, random: Random) -> None:
@@ -144,13 +144,13 @@ class StorefrontMetrics:
         draw, usual = self._random, USUAL[service]
         instance.load += (1 - _LOAD_KEPT) * (1 - instance.load) + draw.gauss(0, _LOAD_MOVES)
         instance.load = max(instance.load, 0.5)
-        instance.leaked_mb += _LEAK_A_SECOND * usual.memory_mb if wrong == LEAK else 0.0
+        instance.leaked += _LEAK_A_SECOND if wrong == LEAK else 0.0
         came = max(0.0, draw.gauss(usual.per_s * instance.load, usual.per_s**0.5))
         instance.counted += 0.0 if wrong == STUCK else came
         latency_ms = usual.latency_ms * instance.load * draw.lognormvariate(0, _LATENCY_WAVERS)
         numbers: dict[str, float] = {
             "cpu": round(min(usual.cpu * instance.load * draw.lognormvariate(0, _CPU_WAVERS), 100.0), 1),
-            "memory_mb": round(instance.memory_mb * draw.lognormvariate(0, _MEMORY_WAVERS) + instance.leaked_mb, 1),
+            "memory": round(min(instance.memory * draw.lognormvariate(0, _MEMORY_WAVERS) + instance.leaked, 100.0), 1),
         }
         if service == HOST:
             numbers["network_bytes_total"] = int(instance.counted * 1e6)
@@ -164,7 +164,7 @@ class StorefrontMetrics:
         instance = self._instances[place]
         if instance is None or ts_ms >= instance.until_ms:
             name = f"{service}-{self._random.getrandbits(32):08x}"
-            memory_mb = USUAL[service].memory_mb * self._random.lognormvariate(0, 0.03)
-            instance = _Instance(name, ts_ms + self._random.randrange(*_LIFE_MS), memory_mb)
+            memory = USUAL[service].memory * self._random.lognormvariate(0, 0.03)
+            instance = _Instance(name, ts_ms + self._random.randrange(*_LIFE_MS), memory)
             self._instances[place] = instance
         return instance
