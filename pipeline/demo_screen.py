@@ -97,7 +97,7 @@ class Screen:
         """Show an anomaly; further ones of a session only count, for a bot's sixty actions are one story."""
         if session not in self._sessions:
             self._sessions.add(session)
-            line = Text.assemble((f"{f'+{at_s:.1f}s':>8}  ", "dim"), (f"{stream:<12}  {session}  ", "cyan"), why)
+            line = Text.assemble((f"{f'+{at_s:.1f}s':>8}  ", "dim"), (f"{stream:<7}  {session}  ", "cyan"), why)
             self._console.print(line, soft_wrap=True)
 
     def status(self, at_s: float, sent: int, scored: int | None, latencies_ms: Sequence[int]) -> None:
@@ -123,13 +123,12 @@ class Screen:
 
     def report(self, report: Report) -> None:
         """Show the truth: each fault, found or not, and the false alarms beside the promises."""
-        faults = Table("fault", "shown by", "began", "found", "after", "sessions", title="What broke")
+        faults = Table("fault", "stream", "began", "found", "sessions", title="What broke, and where it showed")
         for fault in report.found:
-            found = fault.after_s is not None
+            after = "no" if fault.after_s is None else f"after {fault.after_s:.2f} s"
             faults.add_row(
-                fault.kind, fault.stream, f"+{fault.at_s:.1f} s", "yes" if found else "no",
-                "-" if fault.after_s is None else f"{fault.after_s:.2f} s",
-                f"{fault.sessions_found} of {fault.sessions}", style=None if found else "red",
+                fault.kind, fault.stream, f"+{fault.at_s:.1f} s", after, f"{fault.sessions_found} of {fault.sessions}",
+                style="red" if fault.after_s is None else None,
             )  # fmt: skip
         self._console.print(faults)
         self._reasons(report)
@@ -150,11 +149,11 @@ class Screen:
                 self._console.print(Text.assemble((f"  {fault.kind}: ", "cyan"), fault.why), soft_wrap=True)
 
     def _promises(self, report: Report) -> None:
-        alarms = Table("healthy", "of", "false alarms", "share", "promised", "twice that", title="What was well")
+        alarms = Table("healthy", "of", "false alarms", "promised", "twice that", title="What was well")
         for kept in report.kept:
             alarms.add_row(
-                f"{kept.stream}: {kept.what}", f"{kept.of:,}", f"{kept.count:,}", _share(kept.count / max(kept.of, 1)),
-                f"{_share(kept.rate)} = {kept.rate * kept.of:.1f}", f"{kept.twice:.1f}",
+                f"{kept.stream} {kept.what}", f"{kept.of:,}", f"{kept.count:,} = {_share(kept.count / max(kept.of, 1))}",
+                f"{kept.rate * kept.of:.1f} = {_share(kept.rate)}", f"{kept.twice:.1f}",
                 style=None if kept.kept else "red",
             )  # fmt: skip
         self._console.print(alarms)

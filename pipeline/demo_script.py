@@ -13,7 +13,7 @@ from pipeline.storefront_logs import Line, ServiceLogs
 from pipeline.storefront_metrics import SERVICES, Breakdown, StorefrontMetrics
 from pipeline.storefront_records import FaultySessions, Record
 
-ORDERS, LOGS, METRICS = STREAMS = ("orders", "service-logs", "metrics")
+ORDERS, LOGS, METRICS = STREAMS = ("orders", "logs", "metrics")
 FAULTS_OF = {ORDERS: FAULTS, LOGS: storefront_logs.FAULTS, METRICS: storefront_metrics.FAULTS}
 CONFIG = r"""broker: {broker}
 app: demo
@@ -29,7 +29,7 @@ streams:
     tokens: [service, action, status]
     model: {{core: gru, hidden: 32}}
     promise: {{false_alarm_rate: 0.001}}
-  service-logs:
+  logs:
     kind: logs
     topic: shop.logs
     format: text

@@ -46,7 +46,7 @@ _TYPICAL_THOUGHT_LOG_MS, _THOUGHT_SPREAD = 6.2, 0.9  # lognormal: half a second,
 PAYMENT_TRIES, LOGIN_TRIES = 3, 2
 _REGIONS, _DEVICES = ("eu-west", "eu-north", "us-east", "ap-south"), ("phone", "desktop", "tablet")
 
-REPEATED_CAPTURE = "payment captured again and again"
+REPEATED_CAPTURE = "payment captured repeatedly"
 SKIPPED_AUTHORISATION = "checkout skips authorisation"
 BOT = "bot fills carts"
 WRONG_ORDER = "steps in the wrong order"

@@ -19,7 +19,7 @@ from pipeline.storefront_records import FaultySessions
 LAST_STEP = "answered"
 LOGGED = frozenset({"authorise", "void", "capture", "quote", "ship"})
 
-UNVERIFIED = "payment trusts a certificate that nobody verified"
+UNVERIFIED = "unknown certificate trusted"
 NO_RISK_CHECK = "payment skips its risk check"
 FAULTS = (UNVERIFIED, NO_RISK_CHECK)
 

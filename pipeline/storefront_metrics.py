@@ -1,7 +1,8 @@
 """Samples of the storefront's services and hosts, one a second from each running instance.
 
 Every service and every host is one instance at a time. It lives for a minute or so and is then replaced by a new one,
-whose counters begin at 0: an instance is a session. What a sample holds wavers around what is usual for its service.
+whose counters begin at 0: an instance is a session. What a sample holds wavers around what is usual for its service;
+it is drawn for itself, not counted from the shop's events, whose few faults no sum over a second would show.
 
 Three faults show here alone: nobody's order goes wrong and no line says so. Each ends when the instance is replaced.
 """
@@ -21,8 +22,8 @@ HOST = "host"
 _HOSTS = 3
 
 LEAK = "an instance leaks memory"
-SLOW = "answers take four times as long"
-STUCK = "a counter of requests stands still"
+SLOW = "answers take 4 times as long"
+STUCK = "request counter stands still"
 FAULTS = (LEAK, SLOW, STUCK)
 
 _LIFE_MS = (30_000, 90_000)
