@@ -151,8 +151,9 @@ class Screen:
     def _promises(self, report: Report) -> None:
         alarms = Table("healthy", "of", "false alarms", "promised", "twice that", title="What was well")
         for kept in report.kept:
+            share = _share(kept.count / max(kept.of, 1))
             alarms.add_row(
-                f"{kept.stream} {kept.what}", f"{kept.of:,}", f"{kept.count:,} = {_share(kept.count / max(kept.of, 1))}",
+                f"{kept.stream} {kept.what}", f"{kept.of:,}", f"{kept.count:,} = {share}",
                 f"{kept.rate * kept.of:.1f} = {_share(kept.rate)}", f"{kept.twice:.1f}",
                 style=None if kept.kept else "red",
             )  # fmt: skip

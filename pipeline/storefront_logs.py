@@ -64,6 +64,10 @@ class ServiceLogs:
     >>> event = Event(1_700_000_000_000, "s-1", "billing", "capture", "ok", {"amount": 31.2})
     >>> for line in ServiceLogs(Random(1)).lines(event):
     ...     print(line.value.decode())
+    2023-11-14T22:13:20.002Z INFO billing req=7b9042ea21 received POST /capture for s-1
+    2023-11-14T22:13:20.010Z INFO billing req=7b9042ea21 ledger entry 2058756 written
+    2023-11-14T22:13:20.018Z INFO billing req=7b9042ea21 captured 31.20 EUR for invoice 27611
+    2023-11-14T22:13:20.026Z INFO billing req=7b9042ea21 answered 200 in 35 ms
     """
 
     def __init__(self, random: Random) -> None:

@@ -7,11 +7,13 @@ from collections.abc import Iterable, Iterator
 from itertools import pairwise
 from pathlib import Path
 from random import Random
+from types import ModuleType
 
 import pytest
 
-from pipeline import storefront
-from pipeline.storefront import FAULTS, Event, FaultySessions, Storefront
+from pipeline import storefront, storefront_logs, storefront_metrics
+from pipeline.storefront import FAULTS, Event, Storefront
+from pipeline.storefront_records import FaultySessions
 
 START_MS = 1_760_000_000_000
 
@@ -78,7 +80,7 @@ def by_session(events: Iterable[Event]) -> dict[str, list[Event]]:
     return sessions
 
 
-def faulty(kind: str, seed: int, sessions: int = 30) -> FaultySessions:
+def faulty(kind: str, seed: int, sessions: int = 30) -> FaultySessions[Event]:
     return Storefront(Random(seed)).faulty(kind, START_MS + 20_000, 3_000, sessions, opens_ms=START_MS)
 
 
@@ -146,6 +148,20 @@ def test_faults_come_when_told() -> None:
         assert all(a.ts_ms <= b.ts_ms for a, b in pairwise(made.events))
 
 
+def test_purchases_are_healthy_and_pay_when_told() -> None:
+    """A purchase breaks no rule, and has its one authorisation at the moment that is given with it."""
+    events, paid_ms = Storefront(Random(3)).purchases(START_MS + 20_000, 3_000, 30, opens_ms=START_MS)
+    sessions = by_session(events)
+    assert all(a.ts_ms <= b.ts_ms for a, b in pairwise(events))
+    assert sessions.keys() == paid_ms.keys()
+    for name, session in sessions.items():
+        assert list(broken_rules(session)) == []
+        paid = [event for event in session if event.action == "authorise"]
+        assert [event.ts_ms for event in paid] == [paid_ms[name]]
+        assert paid[0].status == "ok"
+        assert START_MS + 20_000 <= paid_ms[name] < START_MS + 23_000
+
+
 def test_each_fault_is_what_its_name_says() -> None:
     """Captures repeat, authorisations are missing, bots are fast and repeat themselves, and orders are disordered."""
     for session in by_session(faulty(storefront.REPEATED_CAPTURE, 1).events).values():
@@ -166,7 +182,7 @@ def test_each_fault_is_what_its_name_says() -> None:
 
 def test_event_is_json_keyed_by_session(healthy: list[Event]) -> None:
     """The value is one JSON object with time, session, service, action and status; the key is the session; no truth."""
-    for event in healthy[:200] + faulty(storefront.BOT, 1).events[:50]:
+    for event in healthy[:200] + list(faulty(storefront.BOT, 1).events[:50]):
         body = json.loads(event.value)
         assert event.key.decode() == body["session_id"]
         assert (body["ts"], body["service"], body["action"], body["status"]) == (
@@ -177,12 +193,14 @@ def test_event_is_json_keyed_by_session(healthy: list[Event]) -> None:
         }  # fmt: skip
 
 
-def test_storefront_shares_nothing_with_the_detectors() -> None:
-    """The generator imports nothing of ours, so what is wrong is decided apart from how it is found."""
-    source = Path(storefront.__file__).read_text("utf-8")
-    imports = [
-        line for line in source.splitlines() if line.startswith(("import ", "from ")) and "__future__" not in line
-    ]
-    assert {line.split()[1].split(".")[0] for line in imports} == {
-        "heapq", "collections", "dataclasses", "random", "typing", "orjson",
+@pytest.mark.parametrize("module", [storefront, storefront_logs, storefront_metrics])
+def test_storefront_shares_nothing_with_the_detectors(module: ModuleType) -> None:
+    """The generators import nothing of ours but each other, so what is wrong is decided apart from how it is found."""
+    source = Path(str(module.__file__)).read_text("utf-8")
+    imports = [line.split()[1] for line in source.splitlines() if line.startswith(("import ", "from "))]
+    ours = {name for name in imports if name.split(".")[0] in {"pipeline", "detectors", "features", "models"}}
+    assert ours <= {"pipeline.storefront", "pipeline.storefront_records"}
+    assert {name.split(".")[0] for name in imports} <= {
+        "__future__", "collections", "dataclasses", "datetime", "hashlib", "heapq", "orjson", "pipeline", "random",
+        "typing",
     }  # fmt: skip
