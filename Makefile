@@ -1,5 +1,5 @@
 # Each target builds .venv first when it is missing or older than the lock files.
-#   make demo    a Kafka broker, a stream with faults, and Offbeat finding them (about a minute)
+#   make demo    a Kafka broker, events, logs and metrics with faults, and Offbeat finding them (two minutes)
 #   make test    every test, those on a real broker included, two at a time
 #   make check   ruff, mypy strict, import contracts, generated documents up to date
 #   make chaos   a storm of SECONDS by SEED on a real broker: every fault, then every row and verdict compared

@@ -181,6 +181,6 @@ def _beyond(kept: FalseAlarms) -> str:
     """Say what more than twice the promise means for so few."""
     verdict = "that can be chance" if kept.kept else "that is no chance"
     return (
-        f"{kept.count} false alarms on {kept.what} of {kept.stream} are more than twice the promise; {verdict}, for "
+        f"False alarms on {kept.what} of {kept.stream} are more than twice the promise ({kept.count}); {verdict}, for "
         f"a rate of just twice the promise gives up to {kept.limit} in 99 of 100 runs."
     )

@@ -399,8 +399,8 @@ def test_table_hides_nothing() -> None:
     assert re.search(rf"{FAULTS[3]} .* no ", text)
     assert f"{FAULTS[3]}: " not in text
     assert re.search(r"orders records .* 40,000 .* 200 = 0.50 % .* 40.0 = 0.10 % .* 80.0", text)
-    assert "200 false alarms on records of orders are more than twice the promise; that is no chance" in text
-    assert "9 false alarms on sessions of orders are more than twice the promise; that can be chance" in text
+    assert "False alarms on records of orders are more than twice the promise (200); that is no chance" in text
+    assert "False alarms on sessions of orders are more than twice the promise (9); that can be chance" in text
     assert "3 of 4 faults found; the demo failed" in text
 
 
