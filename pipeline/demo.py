@@ -123,8 +123,11 @@ def _stream(
     http, streams = settings.http, {stream: settings.stream(stream) for stream in STREAMS}
     consumer = Clients(settings).confluent_consumer("demo-screen", from_start=True)
     stack.callback(consumer.close)
-    tallies = {name: Tally(name, s.session.gap, s.promise.false_alarm_rate) for name, s in streams.items()}
     start_ms = now_ms() + 200
+    tallies = {
+        name: Tally(name, stream.session.gap, stream.promise.false_alarm_rate, start_ms)
+        for name, stream in streams.items()
+    }
     watcher = Watcher(
         consumer, output_topic(settings, "anomalies"), tallies, screen, start_ms, worker,
         f"http://{http.host}:{http.port}/metrics",
@@ -138,7 +141,7 @@ def _stream(
         if not keep:
             raise
     sender.flush()
-    drain(group, [s.topic for s in streams.values()], watcher)
+    drain(group, [stream.topic for stream in streams.values()], watcher)
     screen.close()
     return Report.of(tallies.values())
 

@@ -30,7 +30,7 @@ class Found:
     stream
         The only one that shows it.
     at_s
-        When its first wrong record was sent, seconds into the stream.
+        When its first wrong record was sent, seconds into the streams.
     after_s
         From there until an anomaly of one of its sessions was read; None: never.
     why
@@ -126,17 +126,19 @@ class Tally:
         A healthy session that sent nothing for longer has ended.
     rate
         The share of false alarms that is promised.
+    start_ms
+        When the streams began, all of them.
     """
 
-    def __init__(self, stream: str, gap_ms: int, rate: float) -> None:
-        self._stream, self._rate = stream, rate
+    def __init__(self, stream: str, gap_ms: int, rate: float, start_ms: int) -> None:
+        self._stream, self._rate, self._start_ms = stream, rate, start_ms
         self.alarms: dict[str, Alarm] = {}
         self.sent = 0
         self._gap_ms = gap_ms
         self._faults: list[FaultySessions[Record]] = []
         self._wrong_from_ms: dict[str, int] = {}
         self._wrong_sent_ms: dict[str, int] = {}
-        self._first_ms = self._last_ms = 0
+        self._last_ms = 0
         self._healthy_records = self._closed = 0
         self._open: dict[str, int] = {}  # healthy sessions that did not say their last, with their last record's time
 
@@ -148,7 +150,6 @@ class Tally:
     def send(self, record: Record, now_ms: int) -> None:
         """Take note of a record that is being sent."""
         self.sent += 1
-        self._first_ms = self._first_ms or record.ts_ms
         self._last_ms = record.ts_ms
         wrong_ms = self._wrong_from_ms.get(record.session_id)
         if wrong_ms is not None and record.ts_ms >= wrong_ms:
@@ -194,6 +195,6 @@ class Tally:
         due = [alarm for alarm in self.alarms.values() if alarm.session in fault.wrong_from_ms and self._is_due(alarm)]
         first = min(due, key=lambda alarm: alarm.read_ms, default=None)
         after_s = None if first is None else (first.read_ms - min(sent_ms)) / 1000
-        at_s, why = (min(sent_ms) - self._first_ms) / 1000, None if first is None else first.why
+        at_s, why = (min(sent_ms) - self._start_ms) / 1000, None if first is None else first.why
         found = len({alarm.session for alarm in due})
         return Found(self._stream, fault.kind, at_s, after_s, len(sent_ms), found, why)

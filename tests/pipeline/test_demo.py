@@ -68,7 +68,7 @@ def found(stream: str, kind: str, after_s: float | None) -> Found:
 @pytest.fixture
 def tally() -> Tally:
     """One healthy session that closes, one that falls silent, one still open, and two that a bot uses from 2 s on."""
-    made = Tally(ORDERS, GAP_MS, 0.25)
+    made = Tally(ORDERS, GAP_MS, 0.25, START_MS)
     wrong = {"bot-1": START_MS + 2_000, "bot-2": START_MS + 3_000}
     made.plan(FaultySessions(BOT, [], wrong))
     sent = [
@@ -165,11 +165,13 @@ def test_each_stream_keeps_its_own_promise() -> None:
 
 def test_report_has_all_streams(tally: Tally) -> None:
     """What each tally found and kept stands in the report, stream by stream."""
-    other = Tally(METRICS, GAP_MS, 0.001)
+    other = Tally(METRICS, GAP_MS, 0.001, START_MS - 1_500)
     other.plan(FaultySessions(STUCK, [], {"web-1": START_MS}))
     other.send(Sample(START_MS, "web-1", "web", {}), START_MS)
     report = Report.of([tally, other])
-    assert [(each.stream, each.kind) for each in report.found] == [(ORDERS, BOT), (METRICS, STUCK)]
+    assert [(each.stream, each.kind, each.at_s) for each in report.found] == [
+        (ORDERS, BOT, 2.005), (METRICS, STUCK, 1.5),
+    ]  # fmt: skip
     assert [(kept.stream, kept.what) for kept in report.kept] == [
         (ORDERS, "records"), (ORDERS, "sessions"), (METRICS, "records"), (METRICS, "sessions"),
     ]  # fmt: skip
