@@ -10,7 +10,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from hashlib import blake2s
 from random import Random
 
 from pipeline.storefront import Event
@@ -64,10 +63,10 @@ class ServiceLogs:
     >>> event = Event(1_700_000_000_000, "s-1", "billing", "capture", "ok", {"amount": 31.2})
     >>> for line in ServiceLogs(Random(1)).lines(event):
     ...     print(line.value.decode())
-    2023-11-14T22:13:20.002Z INFO billing req=7b9042ea21 received POST /capture for s-1
-    2023-11-14T22:13:20.010Z INFO billing req=7b9042ea21 ledger entry 2058756 written
-    2023-11-14T22:13:20.018Z INFO billing req=7b9042ea21 captured 31.20 EUR for invoice 27611
-    2023-11-14T22:13:20.026Z INFO billing req=7b9042ea21 answered 200 in 35 ms
+    2023-11-14T22:13:20.008Z INFO billing req=7e1e2feb89 received POST /capture for s-1
+    2023-11-14T22:13:20.016Z INFO billing req=7e1e2feb89 ledger entry 2058756 written
+    2023-11-14T22:13:20.027Z INFO billing req=7e1e2feb89 captured 31.20 EUR for invoice 27611
+    2023-11-14T22:13:20.034Z INFO billing req=7e1e2feb89 answered 200 in 35 ms
     """
 
     def __init__(self, random: Random) -> None:
@@ -95,9 +94,7 @@ class ServiceLogs:
         return FaultySessions(kind, sorted(written, key=lambda line: line.ts_ms), wrong_from_ms)
 
     def _written(self, event: Event, said: list[tuple[str, str]]) -> list[Line]:
-        # No two requests share a visit, a moment and an action, so this needs no luck to be unique.
-        named = f"{event.session_id}/{event.ts_ms}/{event.action}"
-        request = blake2s(named.encode(), digest_size=5).hexdigest()
+        request = f"{self._random.getrandbits(40):010x}"
         now_ms, lines = event.ts_ms, []
         for level, text in said:
             now_ms += self._random.randrange(1, 12)

@@ -201,6 +201,6 @@ def test_storefront_shares_nothing_with_the_detectors(module: ModuleType) -> Non
     ours = {name for name in imports if name.split(".")[0] in {"pipeline", "detectors", "features", "models"}}
     assert ours <= {"pipeline.storefront", "pipeline.storefront_records"}
     assert {name.split(".")[0] for name in imports} <= {
-        "__future__", "collections", "dataclasses", "datetime", "hashlib", "heapq", "orjson", "pipeline", "random",
+        "__future__", "collections", "dataclasses", "datetime", "heapq", "orjson", "pipeline", "random",
         "typing",
     }  # fmt: skip
