@@ -146,9 +146,7 @@ def _stream(
     return Report.of(tallies.values())
 
 
-def _send_live(
-    records: Flow, end_ms: int | None, sender: Sender, tallies: dict[str, Tally], watcher: Watcher
-) -> None:  # fmt: skip
+def _send_live(records: Flow, end_ms: int | None, sender: Sender, tallies: dict[str, Tally], watcher: Watcher) -> None:
     for stream, record in records:
         if end_ms is not None and record.ts_ms >= end_ms:
             return

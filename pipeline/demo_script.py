@@ -69,6 +69,7 @@ FIRST_FAULT, LAST_FAULT = 0.25, 0.88
 LAST_BREAKDOWN, BREAKDOWN_MS = 0.55, 15_000
 
 Flow = Iterator[tuple[str, Record]]  # records with their streams
+Plan = Callable[[str, FaultySessions[Record]], None]  # told of a fault, and in which stream it shows
 
 
 def history(seed: int, now_ms: int) -> Flow:
@@ -91,9 +92,7 @@ def _with_lines(events: Iterable[Event], logs: ServiceLogs) -> Flow:
     yield from later.until(sys.maxsize)
 
 
-def live_records(
-    seed: int, start_ms: int, round_ms: int, plan: Callable[[str, FaultySessions[Record]], None]
-) -> Flow:  # fmt: skip
+def live_records(seed: int, start_ms: int, round_ms: int, plan: Plan) -> Flow:
     """Yield a healthy shop's records and, in each round, all faults at moments drawn from the seed; endless, by time.
 
     Parameters
@@ -140,50 +139,49 @@ class _Faults:
         self._logs = ServiceLogs(_random(seed, "logs of faults"))
         self._metrics = StorefrontMetrics(_random(seed, "metrics"))
 
-    def add_round(
-        self, start_ms: int, round_ms: int, later: _Later, plan: Callable[[str, FaultySessions[Record]], None]
-    ) -> None:
+    def add_round(self, start_ms: int, round_ms: int, later: _Later, plan: Plan) -> None:
         """Put a round's faults, and the metrics that they may be in, among what comes later."""
-        for kind, at_ms in self._moments(FAULTS, start_ms, round_ms, LAST_FAULT):
+        for kind, at_ms in self._moments(FAULTS_OF[ORDERS], start_ms, round_ms, LAST_FAULT):
             visits = self._shop.faulty(kind, at_ms, FAULT_SPREAD_MS, FAULT_SESSIONS, opens_ms=start_ms)
             plan(ORDERS, visits)
-            self._put_visits(visits.events, later)
+            later.put(ORDERS, visits.events)
+            later.put(LOGS, self._lines(visits.events))
         for kind, at_ms in self._moments(FAULTS_OF[LOGS], start_ms, round_ms, LAST_FAULT):
-            bought, paid_ms = self._shop.purchases(at_ms, FAULT_SPREAD_MS, FAULT_SESSIONS, opens_ms=start_ms)
-            paid = [e for e in bought if e.action == "authorise" and paid_ms[e.session_id] == e.ts_ms]
-            requests = self._logs.faulty(kind, paid)
-            plan(LOGS, requests)
-            self._put_visits(bought, later, logged=[e for e in bought if e not in paid])
-            later.put(LOGS, requests.events)
+            self._add_faulty_requests(kind, at_ms, start_ms, later, plan)
+        self._add_metrics(start_ms, round_ms, later, plan)
+
+    def _add_faulty_requests(self, kind: str, at_ms: int, opens_ms: int, later: _Later, plan: Plan) -> None:
+        """Healthy visits, and the lines of their requests, of which those that authorise the payment are faulty."""
+        visits, paid_ms = self._shop.purchases(at_ms, FAULT_SPREAD_MS, FAULT_SESSIONS, opens_ms)
+        paid = [event for event in visits if event.action == "authorise" and event.ts_ms == paid_ms[event.session_id]]
+        requests = self._logs.faulty(kind, paid)
+        plan(LOGS, requests)
+        later.put(ORDERS, visits)
+        later.put(LOGS, requests.events)
+        later.put(LOGS, self._lines(event for event in visits if event not in paid))
+
+    def _add_metrics(self, start_ms: int, round_ms: int, later: _Later, plan: Plan) -> None:
+        """A round's samples, each fault in a service of its own."""
         moments = self._moments(FAULTS_OF[METRICS], start_ms, round_ms, LAST_BREAKDOWN)
+        services = self._draw.sample(SERVICES, len(moments))
         breakdowns = [
             Breakdown(kind, service, at_ms, min(at_ms + BREAKDOWN_MS, start_ms + round_ms))
-            for (kind, at_ms), service in zip(moments, self._draw.sample(SERVICES, len(moments)), strict=True)
+            for (kind, at_ms), service in zip(moments, services, strict=True)
         ]
         samples, truth = self._metrics.samples(start_ms, round_ms, breakdowns)
         for instance in truth:
             plan(METRICS, instance)
         later.put(METRICS, samples)
 
-    def _moments(
-        self, kinds: tuple[str, ...], start_ms: int, round_ms: int, until: float
-    ) -> list[tuple[str, int]]:  # fmt: skip
+    def _lines(self, events: Iterable[Event]) -> list[Line]:
+        return [line for event in events for line in self._logs.lines(event)]
+
+    def _moments(self, kinds: tuple[str, ...], start_ms: int, round_ms: int, until: float) -> list[tuple[str, int]]:
         """Each kind once, in any order, one in each of the equal parts of the time there is."""
         first, last = round_ms * FIRST_FAULT, round_ms * until - FAULT_SPREAD_MS
         slot = (last - first) / len(kinds)
         order = self._draw.sample(kinds, len(kinds))
         return [(kind, int(start_ms + first + slot * (k + self._draw.random()))) for k, kind in enumerate(order)]
-
-    def _put_visits(
-        self, events: Iterable[Event], later: _Later, logged: Iterable[Event] | None = None
-    ) -> None:  # fmt: skip
-        """Visits and the lines of their requests; `logged`: of these alone."""
-        events = list(events)
-        later.put(ORDERS, events)
-        lines: list[Line] = []
-        for event in events if logged is None else logged:
-            lines += self._logs.lines(event)
-        later.put(LOGS, lines)
 
 
 def _random(seed: int, what: str) -> Random:

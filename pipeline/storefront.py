@@ -137,18 +137,14 @@ class Storefront:
         while waiting:
             yield heapq.heappop(waiting)[2]
 
-    def faulty(
-        self, kind: str, at_ms: int, spread_ms: int, sessions: int, opens_ms: int
-    ) -> FaultySessions[Event]:  # fmt: skip
+    def faulty(self, kind: str, at_ms: int, spread_ms: int, sessions: int, opens_ms: int) -> FaultySessions[Event]:
         """Visits hit by one fault; in each, the first wrong event falls into `spread_ms` from `at_ms` on.
 
         They are healthy until the fault. None begins before `opens_ms`, which must leave a few seconds to get there.
         """
         return FaultySessions(kind, *self._timed(_BREAK[kind], at_ms, spread_ms, sessions, opens_ms))
 
-    def purchases(
-        self, at_ms: int, spread_ms: int, sessions: int, opens_ms: int
-    ) -> tuple[list[Event], dict[str, int]]:  # fmt: skip
+    def purchases(self, at_ms: int, spread_ms: int, sessions: int, opens_ms: int) -> tuple[list[Event], dict[str, int]]:
         """Healthy visits whose payment is authorised within `spread_ms` from `at_ms` on, and when each of them is."""
         return self._timed(_purchase, at_ms, spread_ms, sessions, opens_ms)
 
