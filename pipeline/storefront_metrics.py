@@ -95,6 +95,11 @@ class _Instance:
     load: float = 1.0
     counted: float = 0.0
     leaked: float = 0.0
+    breakdown: Breakdown | None = None  # it is to have
+
+    def wrong(self, ts_ms: int) -> str | None:
+        """What is broken by then."""
+        return None if self.breakdown is None or ts_ms < self.breakdown.from_ms else self.breakdown.kind
 
 
 class StorefrontMetrics:
@@ -120,28 +125,19 @@ class StorefrontMetrics:
         A span goes on where the one before has ended. Of a service, breakdowns must not overlap.
         """
         made: list[Sample] = []
-        truth: list[FaultySessions[Sample]] = []
         for place, service in enumerate(self._places):
-            due = [b for b in breakdowns if b.service == service]
-            hit: dict[int, list[Sample]] = {}
             phase_ms = place * INTERVAL_MS // len(self._places)  # not all at the same moment
             for ts_ms in range(start_ms + phase_ms, start_ms + duration_ms, INTERVAL_MS):
-                now = next((k for k, b in enumerate(due) if b.from_ms - _CALM_MS <= ts_ms < b.until_ms), None)
-                wrong = None if now is None or ts_ms < due[now].from_ms else due[now].kind
-                sample = self._sample(place, service, ts_ms, None if now is None else due[now].until_ms, wrong)
-                made.append(sample)
-                if now is not None and wrong is not None:
-                    hit.setdefault(now, []).append(sample)
-            truth += [
-                FaultySessions(due[k].kind, events, {events[0].session_id: events[0].ts_ms})
-                for k, events in hit.items()
-            ]
-        return sorted(made, key=lambda sample: sample.ts_ms), truth
+                instance = self._instance(place, service, ts_ms)
+                for each in breakdowns:
+                    if each.service == service and each.from_ms - _CALM_MS <= ts_ms < each.until_ms:
+                        instance.breakdown, instance.until_ms = each, each.until_ms
+                made.append(self._sample(instance, service, ts_ms))
+        made.sort(key=lambda sample: sample.ts_ms)
+        return made, [truth for each in breakdowns if (truth := _truth(each, made)) is not None]
 
-    def _sample(self, place: int, service: str, ts_ms: int, lives_until_ms: int | None, wrong: str | None) -> Sample:
-        instance = self._instance(place, service, ts_ms)
-        if lives_until_ms is not None:
-            instance.until_ms = lives_until_ms
+    def _sample(self, instance: _Instance, service: str, ts_ms: int) -> Sample:
+        wrong = instance.wrong(ts_ms)
         draw, usual = self._random, USUAL[service]
         instance.load += (1 - _LOAD_KEPT) * (1 - instance.load) + draw.gauss(0, _LOAD_MOVES)
         instance.load = max(instance.load, 0.5)
@@ -169,3 +165,13 @@ class StorefrontMetrics:
             instance = _Instance(name, ts_ms + self._random.randrange(*_LIFE_MS), memory)
             self._instances[place] = instance
         return instance
+
+
+def _truth(breakdown: Breakdown, samples: list[Sample]) -> FaultySessions[Sample] | None:
+    """All samples of the instance that was hit, and since when they are wrong; None where none is."""
+    span_ms = range(breakdown.from_ms, breakdown.until_ms)
+    hit = next((s for s in samples if s.service == breakdown.service and s.ts_ms in span_ms), None)
+    if hit is None:
+        return None
+    events = [sample for sample in samples if sample.session_id == hit.session_id]
+    return FaultySessions(breakdown.kind, events, {hit.session_id: hit.ts_ms})
