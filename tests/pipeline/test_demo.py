@@ -532,7 +532,8 @@ def test_demo_finds_the_faults_and_leaves_nothing(
     assert demo.left() == []
     for stream in STREAMS:
         for kind in FAULTS_OF[stream]:
-            assert len(re.findall(rf"{kind} .* {stream} .* (after|no) ", text)) == 1, text
+            rows = re.findall(rf"{kind} .* {stream} .* (after|no) ", text)
+            assert len(rows) == 1, f"{kind} stands in {len(rows)} rows\n{text}"
         assert re.search(rf"{stream} records +│ +[\d,]+ +│ +[\d,]+ = ", text), text
 
 
