@@ -49,11 +49,12 @@ class Stack:
     folder: Path
     partitions: int = 4
     name: str = field(default_factory=lambda: f"t{uuid4().hex[:8]}")
+    stream: str = "orders"
 
     @property
     def source(self) -> str:
         """The stream's topic."""
-        return f"{self.name}.orders"
+        return f"{self.name}.{self.stream}"
 
     @property
     def config_path(self) -> Path:
@@ -147,7 +148,7 @@ class Stack:
 
     def saved_rows(self, partition: int, instance: str = "w0") -> Path:
         """The RocksDB folder of a partition."""
-        return self.folder / "data" / instance / self.name / f"orders-{partition}"
+        return self.folder / "data" / instance / self.name / f"{self.stream}-{partition}"
 
     def score(self, records: Iterable[tuple[bytes | None, bytes | None]]) -> None:
         """Produce, let a worker score all of it, and stop the worker."""

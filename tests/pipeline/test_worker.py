@@ -23,7 +23,7 @@ CLOCK_KEYS = ("detected_ms",)
 def scored_by_file(stack: Stack, *, as_text: bool = False) -> dict[str, dict[str, Any]]:
     """What `offbeat score` says of the topic's records; sessions that only end with the file left out."""
     stack.write_back(stack.folder / "records.jsonl", as_text=as_text)
-    stack.run("score", "-s", "orders", "--input", str(stack.folder / "records.jsonl"), "--output", "verdicts.jsonl")
+    stack.run("score", "-s", stack.stream, "--input", str(stack.folder / "records.jsonl"), "--output", "verdicts.jsonl")
     lines = map(json.loads, (stack.folder / "verdicts.jsonl").read_text().splitlines())
     return {v["id"]: v for v in lines if v.get("ended") != "input"}
 
