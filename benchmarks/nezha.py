@@ -68,14 +68,15 @@ def available(shared: Path = SHARED) -> bool:
 
 def history(stream: str) -> list[Arrival]:
     """What is normal: the minute recorded apart, or of the metrics what lies before the first fault's recording."""
-    if stream != "metrics":
-        return arrivals(stream, "normal")
-    return [a for a in arrivals("metrics") if a.at_ns < FIRST_RECORDED_S * 10**9]
+    if stream == "metrics":
+        return arrivals(stream, until_s=FIRST_RECORDED_S)
+    return arrivals(stream, "normal")
 
 
-def arrivals(stream: str, part: str = "faulty") -> list[Arrival]:
-    """Records of a stream in the order of their arrival."""
-    found = {"logs": _lines, "traces": _spans, "metrics": _samples}[stream](part)
+def arrivals(stream: str, part: str = "faulty", until_s: int | None = None) -> list[Arrival]:
+    """Records of a stream in the order of their arrival; all, or those of times before `until_s` and the dirt."""
+    until_ns = 2**63 if until_s is None else until_s * 10**9
+    found = {"logs": _lines, "traces": _spans, "metrics": _samples}[stream](part, until_ns)
     return sorted(found, key=lambda arrival: arrival.at_ns)
 
 
@@ -85,25 +86,31 @@ def faults(shared: Path = SHARED) -> list[Fault]:
     return sorted(Fault(int(e["inject_timestamp"]), e["inject_pod"], e["inject_type"]) for e in entries)
 
 
-def _lines(part: str) -> Iterator[Arrival]:
+# Each reads up to a time and no further, for the files are in the order of their times, garbage first.
+def _lines(part: str, until_ns: int) -> Iterator[Arrival]:
     for row in _rows(f"{part}_{_DAY}_logs"):
-        at_ns = int(row["time_ns"])
+        if (at_ns := int(row["time_ns"])) >= until_ns:
+            return
         yield Arrival(at_ns if at_ns > 0 else _written_ns(row["message"]), "logs", row, dirt=at_ns <= 0)
 
 
 def _written_ns(message: str) -> int:
-    """When a line says that it was written, as in `20:59:15.107`, eight hours before UTC."""
+    """When a line says that it was written, as in `20:59:15.107`, eight hours ahead of UTC."""
     return round(datetime.fromisoformat(f"{_DAY}T{message[:12]}+08:00").timestamp() * 1_000) * 10**6
 
 
-def _spans(part: str) -> Iterator[Arrival]:
+def _spans(part: str, until_ns: int) -> Iterator[Arrival]:
     for row in _rows(f"{part}_{_DAY}_traces"):
+        if int(row["StartTimeUnixNano"]) >= until_ns:
+            return
         yield Arrival(int(row["EndTimeUnixNano"]), "traces", row)
 
 
-def _samples(_: str) -> Iterator[Arrival]:
+def _samples(_: str, until_ns: int) -> Iterator[Arrival]:
     for row in _rows(f"metrics_{_DAY}"):
-        yield Arrival(int(row["timestamp"]) * 10**9, "metrics", row)
+        if (at_ns := int(row["timestamp"]) * 10**9) >= until_ns:
+            return
+        yield Arrival(at_ns, "metrics", row)
 
 
 def _rows(name: str, shared: Path = SHARED) -> Iterator[Row]:

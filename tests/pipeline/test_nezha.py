@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from itertools import chain
 from pathlib import Path
@@ -15,13 +17,18 @@ from tests.kafka import Stack, WorkerProcess, by_id
 from tests.pipeline.test_worker import CLOCK_KEYS, decisions_of, explained, scored_by_file
 
 # From within the recording of the second fault; some traces were under way when it begins.
-FROM_NS, UNTIL_NS = 1_675_080_040 * 10**9, 1_675_080_100 * 10**9
+FROM_S, UNTIL_S = 1_675_080_040, 1_675_080_100
 LATER = {"time_ns": 3_600 * 10**9, "StartTimeUnixNano": 3_600 * 10**9, "timestamp": 3_600}
 Record = tuple[str, bytes, bytes]  # topic's stream, key, value
 
 
 def as_record(arrival: nezha.Arrival) -> Record:
     return arrival.stream, arrival.session.encode(), json.dumps(arrival.row).encode()
+
+
+def slice_of(stream: str) -> Iterator[nezha.Arrival]:
+    """Its records of one minute, and all dirt of the day."""
+    return (a for a in nezha.arrivals(stream, until_s=UNTIL_S) if a.dirt or a.at_ns >= FROM_S * 10**9)
 
 
 def train(stack: Stack) -> None:
@@ -41,7 +48,7 @@ def end_all(stack: Stack, last: nezha.Arrival) -> None:
 
 
 @pytest.fixture
-def streams(kafka_address: str, tmp_path: Path) -> dict[str, Stack]:
+def streams(shared_data: Path, kafka_address: str, tmp_path: Path) -> dict[str, Stack]:
     """One config with three streams, each with its topic and trained; a stack for each."""
     whole = Stack(kafka_address, tmp_path, partitions=2)
     views = {name: replace(whole, stream=name) for name in nezha.STREAMS}
@@ -51,15 +58,14 @@ def streams(kafka_address: str, tmp_path: Path) -> dict[str, Stack]:
     whole.configure(streams={name: common | nezha.STREAMS[name] | {"topic": v.source} for name, v in views.items()})
     for view in views.values():
         view.create_source()
-        train(view)
+    with ThreadPoolExecutor(len(views)) as pool:
+        list(pool.map(train, views.values()))
     return views
 
 
-def test_three_topics_at_once(streams: dict[str, Stack], shared_data: Path) -> None:
+def test_three_topics_at_once(streams: dict[str, Stack]) -> None:
     """The worker says of each topic what a file says, bit by bit; dead letters are the lines of garbage times."""
-    arrived = {
-        name: [a for a in nezha.arrivals(name) if a.dirt or FROM_NS <= a.at_ns < UNTIL_NS] for name in streams
-    }  # fmt: skip
+    arrived = {name: list(slice_of(name)) for name in streams}
     assert all(len(found) > 800 for found in arrived.values())
     some = streams["logs"]
     with WorkerProcess(some) as worker:
