@@ -17,7 +17,8 @@ from typing import Any
 from rich.console import Console
 
 from benchmarks import loghub
-from benchmarks.quality import hdfs, hdfs_raw
+from benchmarks import nezha as nezha_data
+from benchmarks.quality import hdfs, hdfs_raw, nezha
 from benchmarks.quality import templates as template_quality
 from benchmarks.speed import checkpoint, decode, masking, memory, recovery, text_lines, whole_path
 from benchmarks.speed import templates as template_speed
@@ -73,6 +74,12 @@ def main() -> None:
         results.append(hdfs_raw.run(screen, blocks=400 if options.smoke else None))
     else:
         screen.print("  left out: the labelled data (../shared/data/hdfs) is not here")
+    screen.print("nezha: a microservice system's logs, spans and metrics, and its faults")
+    if nezha_data.available():
+        first = nezha_data.FIRST_RECORDED_S + 180
+        results.append(nezha.run(screen, streams=["traces"], until_s=first) if options.smoke else nezha.run(screen))
+    else:
+        screen.print("  left out: the labelled data (../shared/data/nezha) is not here")
     for result in results:
         shown = {k: v for k, v in result.items() if k not in {"examples", "records_per_s", "runs"}}
         screen.print("  ".join(f"{k} {v:,.4g}" if isinstance(v, float) else f"{k} {v}" for k, v in shown.items()))
