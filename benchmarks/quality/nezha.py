@@ -38,7 +38,8 @@ def run(
             (folder / "offbeat.yaml").write_text(yaml.safe_dump({"streams": {stream: section}}))
             _write(folder / "train.jsonl", nezha.history(stream))
             offbeat(folder, "train", "-s", stream, "--input", "train.jsonl")
-            _write(folder / "day.jsonl", nezha.arrivals(stream, until_s=until_s))
+            rest = (a for a in nezha.arrivals(stream, until_s=until_s) if a.at_ns >= nezha.FIRST_RECORDED_S * 10**9)
+            _write(folder / "day.jsonl", rest)
             offbeat(folder, "score", "-s", stream, "--input", "day.jsonl", "--output", "verdicts.jsonl")
             judged = judge(_verdicts(folder / "verdicts.jsonl"), faults)
         found |= {f"{stream}_{what}": value for what, value in judged.items()}
