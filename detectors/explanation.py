@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -27,7 +28,7 @@ def explain_record(verdicts: Verdicts, operation: int, rows: SessionRows, parts:
     record = int(verdicts.walk.record[operation])
     return {
         "observed": observed(verdicts, record, parts),
-        "expected": _expected(parts.learned, parts, verdicts.states[operation], _name(verdicts.events, record, parts)),
+        "expected": _expected(parts.learned, parts, verdicts.states[operation], _names(verdicts.events, record, parts)),
         "contributions": {
             field: float(nats) for field, nats in zip(parts.fields, verdicts.surprise[record], strict=True)
         },
@@ -69,14 +70,16 @@ def _numbers(parts: Parts, measures: NDArray[np.float32]) -> dict[str, float | N
     return dict(zip(parts.number_fields, shown, strict=True))
 
 
-def _name(events: Events, record: int, parts: Parts) -> str | None:
-    """Of which number the record is a sample; None where its columns say so."""
+def _names(events: Events, record: int, parts: Parts) -> list[str | None]:
+    """What each number of the record is called; None where its column says so."""
     names = parts.measures.names(events)
-    return None if names is None else names[record]
+    return [None if column is None else column[record] for column in names or [None] * len(parts.number_fields)]
 
 
-def _expected(learned: Learned, parts: Parts, state: NDArray[np.float32], name: str | None = None) -> dict[str, Any]:
-    """The likeliest tokens, and of numbers where they should lie; of named ones that of `name`, if it is known."""
+def _expected(
+    learned: Learned, parts: Parts, state: NDArray[np.float32], names: Sequence[str | None] | None = None
+) -> dict[str, Any]:
+    """The likeliest tokens, and of numbers where they should lie; of named ones those of `names`, if they are known."""
     expected: dict[str, Any] = {}
     for f, (field, log_p) in enumerate(zip(parts.fields, learned.kernel.log_probabilities(state[None]), strict=True)):
         p = log_p[0]
@@ -84,7 +87,8 @@ def _expected(learned: Learned, parts: Parts, state: NDArray[np.float32], name: 
             top = np.argsort(-p, kind="stable")[:TOP].tolist()
             expected[field] = [{"token": _text(learned, f, t), "probability": float(np.exp(p[t]))} for t in top]
             continue
-        binning = learned.numbers.of(f - parts.shape.fields, name)
+        column = f - parts.shape.fields
+        binning = learned.numbers.of(column, None if names is None else names[column])
         interval = None if binning is None else binning.interval(np.exp(p))
         expected[field] = [] if interval is None else [dict(zip(("low", "median", "high"), interval, strict=True))]
     return expected

@@ -152,14 +152,14 @@ def _bins(partitions: list[_Partition], role: NDArray[np.int8], parts: Parts) ->
     if not parts.number_fields:
         return NO_NUMBERS
     measures: list[NDArray[np.float32]] = []
-    names: list[str | None] = []
+    names: list[list[str | None] | None] = [None if by is None else [] for by in parts.measures.named_by]
     for p in partitions:
         records = _records(p, role == 0)
         measures.append(p.measures[records])
-        given = parts.measures.names(p.events)
-        names += [] if given is None else [given[i] for i in records.tolist()]
-    learned = np.concatenate(measures).astype(np.float64)
-    return NumberBins.learn(learned, names if parts.measures.named_by is not None else None)
+        for column, given in zip(names, parts.measures.names(p.events) or (), strict=True):
+            if column is not None and given is not None:
+                column += [given[i] for i in records.tolist()]
+    return NumberBins.learn(np.concatenate(measures).astype(np.float64), names or None)
 
 
 def _records(partition: _Partition, chosen: NDArray[np.bool_]) -> NDArray[np.int32]:

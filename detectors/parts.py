@@ -131,7 +131,7 @@ class Parts:
     @cached_property
     def _name_of_hash(self) -> dict[int, str]:
         names = None if self.learned is None else self.learned.numbers.names
-        return {stable_hash(name): name for name in names or ()}
+        return {stable_hash(name): name for column in names or () for name in column or ()}
 
     def ids(self, events: Events, measures: NDArray[np.float32]) -> NDArray[np.int32]:
         """(n, F + I) what the model is given of n events and their (n, N) measures: ids of fields, then of seasons."""
@@ -147,8 +147,9 @@ class Parts:
         self, hashes: NDArray[np.uint64], measures: NDArray[np.float32], time_ms: NDArray[np.int64]
     ) -> NDArray[np.int32]:
         """The same of (k, F) hashes, (k, N) measures and (k,) times that a row has kept."""
-        by = self.measures.named_by
-        names = None if by is None else [self._name_of_hash.get(h) for h in hashes[:, by].tolist()]
+        name = self._name_of_hash.get
+        columns = self.measures.named_by
+        names = [None if by is None else list(map(name, hashes[:, by].tolist())) for by in columns] or None
         numbers = self._number_encoder.ids(measures.astype(np.float64), names)
         return self._beside(self.encoder.ids_of_hashes(hashes), numbers, time_ms)
 

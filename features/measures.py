@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from features.events import Events
+from features.numbers import Names
 from features.rates import named_rates, rates
 from features.sessions import Walk
 
@@ -32,21 +33,22 @@ class NumberRules:
     counters
         Columns that only grow.
     named_by
-        Where each record holds one number: the token column with its name; else None.
+        For each number column the token column with the names of its numbers, None for one that stands for itself;
+        empty where all do.
     counter_names
-        Names of numbers that only grow, with `named_by`.
+        Names of numbers that only grow, where the first column is named.
     seasonal
         Which positions in time a model may be given.
     """
 
     counters: tuple[int, ...] = ()
-    named_by: int | None = None
+    named_by: tuple[int | None, ...] = ()
     counter_names: tuple[str, ...] = ()
     seasonal: tuple[str, ...] = ()
 
-    def names(self, events: Events) -> list[str | None] | None:
-        """The name of each event's number; None where columns stand for themselves."""
-        return None if self.named_by is None else events.tokens[self.named_by]
+    def names(self, events: Events) -> Names | None:
+        """For each number column the names of the events' numbers, None for one that stands for itself; or None."""
+        return [None if by is None else events.tokens[by] for by in self.named_by] or None
 
 
 def measure(
@@ -72,15 +74,16 @@ def measure(
         return _kept(values), last_value, last_ms
     taken = np.flatnonzero(~walk.is_late)
     row, first, time_ms = events.session[taken], walk.opens[taken], events.time_ms[taken]
-    if rules.named_by is None:
+    if not rules.counter_names:
         values[np.ix_(np.flatnonzero(walk.is_late), counters)] = np.nan
         grown = np.empty((len(taken), len(counters)))
         rates(row, first, events.numbers[np.ix_(taken, counters)], time_ms, last_value, last_ms, grown)
         values[np.ix_(taken, counters)] = grown
     else:
         place = {name: c for c, name in enumerate(rules.counter_names)}
-        which = np.array([place.get(str(name), -1) for name in rules.names(events) or ()], np.int64)
-        values[walk.is_late & (which >= 0)] = np.nan
+        names = events.tokens[rules.named_by[0] or 0]
+        which = np.array([place.get(str(name), -1) for name in names], np.int64)
+        values[walk.is_late & (which >= 0), 0] = np.nan
         each = np.empty(len(taken))
         named_rates(row, first, which[taken], events.numbers[taken, 0], time_ms, last_value, last_ms, each)
         values[taken, 0] = each

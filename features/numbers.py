@@ -11,7 +11,7 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from itertools import pairwise
+from itertools import accumulate, pairwise
 from typing import Any
 
 import numpy as np
@@ -22,6 +22,7 @@ UNKNOWN, MISSING, LOW = 0, 1, 2  # ids; the bins follow, and the high tail is th
 BINS = 32
 MAX_NAMES = 1_000  # of one number field; the others' numbers are unknown
 _DAMAGED = "the bins of numbers are damaged"
+Names = Sequence[Sequence[str | None] | None]  # for each column of numbers the names of its n numbers, or None
 LARGEST = 1e300  # numbers beyond are taken for this one, so that differences and quotients stay finite
 
 _TAIL, _LARGEST_TAIL, _TAIL_VALUES = 0.01, 0.05, 20  # mass of a tail: a hundredth, or more where that is too few values
@@ -132,7 +133,7 @@ class Binning:
 
     def ids(self, values: NDArray[np.float64]) -> NDArray[np.int32]:
         """(n,) int32 ids of (n,) float64 values: UNKNOWN, MISSING, the low tail, the bins, the high tail."""
-        return NumberBins((self,)).encoder().ids(values[:, None], None)[:, 0]
+        return NumberBins((self,)).encoder().ids(values[:, None])[:, 0]
 
     def tail_surprise(self, values: NDArray[np.float64], ids: NDArray[np.int32]) -> NDArray[np.float32]:
         """(n,) float32 nats to add to the surprise of the ids: minus the log of its density over that at the edge.
@@ -140,7 +141,7 @@ class Binning:
         0 for ids of bins. In a tail it is 0 at the edge and grows with the logarithm of the distance; in training its
         mean there is 1 + shape. Finite for every float but NaN, whose id is no tail's.
         """
-        return NumberBins((self,)).encoder().tails(values[:, None], ids[:, None], None)[:, 0]
+        return NumberBins((self,)).encoder().tails(values[:, None], ids[:, None])[:, 0]
 
     def interval(
         self, probabilities: NDArray[np.floating[Any]], low: float = 0.05, high: float = 0.95
@@ -239,56 +240,70 @@ class NumberBins:
     Attributes
     ----------
     binnings
-        One for each number field; or, where a field names the numbers, one for each of `names`.
+        Column by column: one, or where a field names the column's numbers, one for each of its names.
     names
-        The names of numbers, where a field names them; else None.
+        For each column its names, or None where it stands for itself; None where all do.
     """
 
     binnings: tuple[Binning, ...]
-    names: tuple[str, ...] | None = None
+    names: tuple[tuple[str, ...] | None, ...] | None = None
 
     @classmethod
     def learn(
-        cls, numbers: NDArray[np.float64], names: Sequence[str | None] | None = None, *, bins: int = BINS,
-        max_names: int = MAX_NAMES,
-    ) -> NumberBins:  # fmt: skip
+        cls, numbers: NDArray[np.float64], names: Names | None = None, *, bins: int = BINS, max_names: int = MAX_NAMES
+    ) -> NumberBins:
         """Learn from training's numbers.
 
         Parameters
         ----------
         numbers
-            (n, N) float64; with `names`, N is 1.
+            (n, N) float64.
         names
-            n names of the numbers, None where there is none. The most frequent are kept, ties in order of text; a name
-            seen once is not.
+            For each column the names of its n numbers, None where one has none; None for a column that stands for
+            itself. Of a column's names that come with numbers the most frequent are kept, ties in order of text; a
+            name seen once is not.
         """
-        if names is None:
+        if names is None or all(given is None for given in names):
             return cls(tuple(Binning.learn(column, bins) for column in numbers.T))
-        counts = Counter(name for name in names if name is not None)
-        common = sorted((n for n, count in counts.items() if count > 1), key=lambda n: (-counts[n], n))[:max_names]
-        which = _positions(common, names)
-        order = np.argsort(which, kind="stable")
-        bounds = np.searchsorted(which[order], np.arange(len(common) + 1))
-        groups = [numbers[order[low:high], 0] for low, high in pairwise(bounds.tolist())]
-        return cls(tuple(Binning.learn(group, bins) for group in groups), tuple(common))
+        known: list[tuple[str, ...] | None] = []
+        groups: list[NDArray[np.float64]] = []
+        for column, given in zip(numbers.T, names, strict=True):
+            if given is None:
+                known.append(None)
+                groups.append(column)
+                continue
+            common = _common(column, given, max_names)
+            which = _positions(common, given)
+            order = np.argsort(which, kind="stable")
+            bounds = np.searchsorted(which[order], np.arange(len(common) + 1))
+            known.append(tuple(common))
+            groups += [column[order[low:high]] for low, high in pairwise(bounds.tolist())]
+        return cls(tuple(Binning.learn(group, bins) for group in groups), tuple(known))
+
+    @cached_property
+    def columns(self) -> tuple[range, ...]:
+        """Where the binnings of each column stand."""
+        if self.names is None:
+            return tuple(range(i, i + 1) for i in range(len(self.binnings)))
+        bounds = [0, *accumulate(1 if names is None else len(names) for names in self.names)]
+        return tuple(range(low, high) for low, high in pairwise(bounds))
 
     @property
     def sizes(self) -> tuple[int, ...]:
         """Number of ids of each number column: names share one column, so they share the largest of their sizes."""
-        if self.names is None:
-            return tuple(binning.size for binning in self.binnings)
-        return (max((binning.size for binning in self.binnings), default=LOW),)
+        return tuple(max((self.binnings[i].size for i in own), default=LOW) for own in self.columns)
 
     def of(self, column: int, name: str | None = None) -> Binning | None:
-        """The binning of a column, or of a name where numbers have names; None if that is unknown."""
-        if self.names is None:
-            return self.binnings[column]
-        at = self._positions.get(name)
-        return None if at is None else self.binnings[at]
+        """The binning of a column, or of a name where its numbers have names; None if that is unknown."""
+        own = self.columns[column]
+        if self.names is None or self.names[column] is None:
+            return self.binnings[own[0]]
+        at = self._positions[column].get(name)
+        return None if at is None else self.binnings[own[at]]
 
     @cached_property
-    def _positions(self) -> dict[str | None, int]:
-        return {name: i for i, name in enumerate(self.names or ())}
+    def _positions(self) -> tuple[dict[str | None, int], ...]:
+        return tuple({name: i for i, name in enumerate(names or ())} for names in self.names or ())
 
     def encoder(self) -> NumberEncoder:
         """What gives the ids."""
@@ -311,9 +326,13 @@ class NumberBins:
             names, given = found["names"], list(found["binnings"])
         except (KeyError, TypeError):
             raise ValueError(_DAMAGED) from None
-        if names is not None and len(names) != len(given):
-            raise ValueError(_DAMAGED)
-        return cls(tuple(map(Binning.from_json, given)), None if names is None else tuple(map(str, names)))
+        if names is not None:
+            if all(isinstance(name, str) for name in names):  # as written when there was but one named column
+                names = [names]
+            names = tuple(None if of is None else tuple(map(str, of)) for of in names)
+            if sum(1 if of is None else len(of) for of in names) != len(given):
+                raise ValueError(_DAMAGED)
+        return cls(tuple(map(Binning.from_json, given)), names)
 
 
 class NumberEncoder:
@@ -325,33 +344,48 @@ class NumberEncoder:
     def __init__(self, learned: NumberBins | None) -> None:
         binnings = () if learned is None else learned.binnings
         self._names = None if learned is None else learned.names
+        self.columns = () if learned is None else learned.columns
         self._starts = np.cumsum([0, *(len(b.edges) for b in binnings)])
         self._edges = np.concatenate([np.empty(0), *(b.edges for b in binnings)])
         tails = [(b.low.scale, b.low.shape, b.high.scale, b.high.shape) for b in binnings]
         self._tails = np.array(tails, np.float64).reshape(-1, 4)
 
-    def ids(self, numbers: NDArray[np.float64], names: Sequence[str | None] | None) -> NDArray[np.int32]:
-        """(n, N) int32 ids of (n, N) float64 numbers; `names` are n where a field names the numbers, else None."""
+    def ids(self, numbers: NDArray[np.float64], names: Names | None = None) -> NDArray[np.int32]:
+        """(n, N) int32 ids of (n, N) float64 numbers; `names` as in `NumberBins.learn`."""
         out = np.empty(numbers.shape, np.int32)
         _ids(numbers, self._which(numbers, names), self._starts, self._edges, out)
         return out
 
     def tails(
-        self, numbers: NDArray[np.float64], ids: NDArray[np.int32], names: Sequence[str | None] | None
+        self, numbers: NDArray[np.float64], ids: NDArray[np.int32], names: Names | None = None
     ) -> NDArray[np.float32]:
         """(n, N) float32 nats to add to the surprise of `ids`; see `Binning.tail_surprise`."""
         out = np.zeros(numbers.shape, np.float32)
         _tails(numbers, ids, self._which(numbers, names), self._starts, self._edges, self._tails, out)
         return out
 
-    def _which(self, numbers: NDArray[np.float64], names: Sequence[str | None] | None) -> NDArray[np.int32]:
+    def _which(self, numbers: NDArray[np.float64], names: Names | None) -> NDArray[np.int32]:
         """(n, N) int32: the binning of each number; -1 for none."""
         if not len(self._tails):
             return np.full(numbers.shape, -1, np.int32)
         if self._names is None:
             return np.broadcast_to(np.arange(numbers.shape[1], dtype=np.int32), numbers.shape)
         assert names is not None  # they were learned by name
-        return _positions(self._names, names)[:, None]
+        which = np.empty(numbers.shape, np.int32)
+        for c, (known, given, own) in enumerate(zip(self._names, names, self.columns, strict=True)):
+            if known is None or given is None:
+                which[:, c] = own.start if known is None else -1
+            else:
+                at = _positions(known, given)
+                which[:, c] = np.where(at < 0, -1, at + own.start)
+        return which
+
+
+def _common(numbers: NDArray[np.float64], names: Sequence[str | None], at_most: int) -> list[str]:
+    """The names to keep, the most frequent first."""
+    has_number = ~np.isnan(numbers)
+    counts = Counter(n for n, counted in zip(names, has_number.tolist(), strict=True) if counted and n is not None)
+    return sorted((name for name, count in counts.items() if count > 1), key=lambda n: (-counts[n], n))[:at_most]
 
 
 def _positions(known: Sequence[str], names: Sequence[str | None]) -> NDArray[np.int32]:

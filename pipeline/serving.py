@@ -155,7 +155,7 @@ def _measures(stream: StreamSettings) -> NumberRules:
     if stream.named_number is None:
         counters = tuple(stream.number_fields.index(field) for field in stream.counters)
         return NumberRules(counters=counters, seasonal=stream.seasons)
-    return NumberRules(named_by=len(stream.tokens), counter_names=tuple(stream.counters), seasonal=stream.seasons)
+    return NumberRules(named_by=(len(stream.tokens),), counter_names=tuple(stream.counters), seasonal=stream.seasons)
 
 
 def _rules(settings: Settings, stream: StreamSettings) -> SessionRules:

@@ -68,9 +68,9 @@ def make_number_parts(kind: str, seed: int = 0) -> Parts:
         measures, fields = NumberRules(counters=(1,)), ("action", "status", "cpu", "sent")
     else:
         named = [name for name in ("cpu", "sent") for _ in range(300)]
-        bins = NumberBins.learn(shown.T.reshape(-1, 1), named, bins=4)
+        bins = NumberBins.learn(shown.T.reshape(-1, 1), [named], bins=4)
         vocabulary = Vocabulary(("action", "name"), (WORDS[0], ("cpu", "sent")))
-        measures, fields = NumberRules(named_by=1, counter_names=("sent",)), ("action", "name", "value")
+        measures, fields = NumberRules(named_by=(1,), counter_names=("sent",)), ("action", "name", "value")
     learned = make_learned(seed, vocabulary=vocabulary, numbers=bins, seasonal=("hour", "weekday"))
     shape = RowShape(HIDDEN, CONTEXT, 2, len(fields) - 2, 1)
     return Parts(

@@ -148,12 +148,18 @@ def measures_of(event: Event, counters: dict[str, tuple[float, int]], parts: Par
     """Numbers as the model sees them: of counters the rate since the last value, as float32."""
     rules, out = parts.measures, []
     for column, (field_name, value) in enumerate(zip(parts.number_fields, event.numbers, strict=True)):
-        name = field_name if rules.named_by is None else str(event.tokens[rules.named_by])
-        if column in rules.counters or (rules.named_by is not None and name in rules.counter_names):
+        by = name_column(column, parts)
+        name = field_name if by is None else str(event.tokens[by])
+        if column in rules.counters or (by is not None and name in rules.counter_names):
             out.append(float(np.float32(rate_of(name, value, event.time_ms, counters))))
         else:
             out.append(float(np.float32(value)))
     return tuple(out)
+
+
+def name_column(column: int, parts: Parts) -> int | None:
+    """Which token names the numbers of a column."""
+    return parts.measures.named_by[column] if parts.measures.named_by else None
 
 
 def rate_of(name: str, value: float, time_ms: int, counters: dict[str, tuple[float, int]]) -> float:
@@ -172,7 +178,7 @@ def number_nats(event: Event, measures: tuple[float, ...], learned: Learned, par
     """Id of each number, and what its tail adds."""
     out = []
     for column, value in enumerate(measures):
-        by = parts.measures.named_by
+        by = name_column(column, parts)
         binning = learned.numbers.of(column, None if by is None else event.tokens[by])
         if math.isnan(value) or binning is None:
             out.append((1 if math.isnan(value) else 0, 0.0))

@@ -65,7 +65,7 @@ def as_events(drawn: list[Any], parts: Parts, ids: list[str | None] | None = Non
     for offset, (session, step, (action, status), is_end, drawn_numbers) in enumerate(drawn):
         now = max(0, now + step)
         identity = None if ids is None else ids[offset % len(ids)]
-        named = parts.measures.named_by is not None
+        named = bool(parts.measures.named_by)
         tokens = (action, _NAMES[status] if named else status)
         numbers = drawn_numbers[: len(parts.number_fields)]
         out.append(Event(offset * 2, session, now, tokens, is_end, identity, numbers))  # holes, as after compaction

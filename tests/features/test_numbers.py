@@ -214,11 +214,13 @@ names = st.sampled_from(["cpu", "mem", "net", "rare", None])
 @given(st.lists(st.tuples(names, numbers), max_size=60), st.lists(st.tuples(names | st.just("new"), numbers)))
 def test_each_name_has_its_own_bins(learned: list[tuple[Any, float]], given_: list[tuple[Any, float]]) -> None:
     """A named number's id and tail are those of its name's binning; an unknown name's are unknown."""
-    found = NumberBins.learn(as_column(learned), [name for name, _ in learned], bins=4, max_names=2)
+    found = NumberBins.learn(as_column(learned), [[name for name, _ in learned]], bins=4, max_names=2)
     assert found.names is not None
-    assert len(found.names) <= 2
-    of = {name: Binning.learn(np.array([v for n, v in learned if n == name]), 4) for name in found.names}
-    asked = [name for name, _ in given_]
+    (kept,) = found.names
+    assert kept is not None
+    assert len(kept) <= 2
+    of = {name: Binning.learn(np.array([v for n, v in learned if n == name]), 4) for name in kept}
+    asked = [[name for name, _ in given_]]
     encoder = found.encoder()
     ids = encoder.ids(as_column(given_), asked)
     tails = encoder.tails(as_column(given_), ids, asked)
@@ -232,6 +234,25 @@ def test_each_name_has_its_own_bins(learned: list[tuple[Any, float]], given_: li
     assert repr(again) == repr(found)
 
 
+@unhurried
+@given(st.lists(st.tuples(names, numbers, numbers, numbers, names), max_size=60))
+def test_columns_may_have_names_of_their_own(drawn: list[tuple[Any, ...]]) -> None:
+    """Named columns beside one that stands for itself: each is read as if it were alone, also after JSON."""
+    values = np.array([row[1:4] for row in drawn], np.float64).reshape(-1, 3)
+    first, last = ([row[at] for row in drawn] for at in (0, 4))
+    called = [first, None, last]
+    found = NumberBins.learn(values, called, bins=4)
+    found = NumberBins.from_json(json.loads(json.dumps(found.to_json(), allow_nan=False)))
+    ids = found.encoder().ids(values, called)
+    tails = found.encoder().tails(values, ids, called)
+    for c, given_ in enumerate(called):
+        one = NumberBins.learn(values[:, [c]], None if given_ is None else [given_], bins=4)
+        asked = None if given_ is None else [given_]
+        assert found.sizes[c] == one.sizes[0]
+        assert ids[:, [c]].tolist() == one.encoder().ids(values[:, [c]], asked).tolist()
+        assert tails[:, [c]].tolist() == one.encoder().tails(values[:, [c]], ids[:, [c]], asked).tolist()
+
+
 def as_column(pairs: list[tuple[Any, float]]) -> NDArray[np.float64]:
     return np.array([[value] for _, value in pairs], np.float64).reshape(-1, 1)
 
@@ -239,8 +260,8 @@ def as_column(pairs: list[tuple[Any, float]]) -> NDArray[np.float64]:
 def test_the_most_frequent_names_are_kept() -> None:
     """So many at most, ties in order of text; a name seen once is none."""
     seen = ["b"] * 3 + ["c"] * 2 + ["a"] * 2 + ["once", None, None, None, None]
-    assert NumberBins.learn(np.zeros((len(seen), 1)), seen, max_names=2).names == ("b", "a")
-    assert NumberBins.learn(np.zeros((len(seen), 1)), seen).names == ("b", "a", "c")
+    assert NumberBins.learn(np.zeros((len(seen), 1)), [seen], max_names=2).names == (("b", "a"),)
+    assert NumberBins.learn(np.zeros((len(seen), 1)), [seen]).names == (("b", "a", "c"),)
 
 
 def test_columns_have_their_own_bins() -> None:
@@ -258,8 +279,8 @@ def test_columns_have_their_own_bins() -> None:
         assert tails[:, c].tolist() == one.tail_surprise(values[:, c] * 3, ids[:, c]).tolist()
 
 
-@pytest.mark.parametrize("given_names", [None, ["a", "b"]])
-def test_without_a_bundle_numbers_are_unknown(given_names: list[str | None] | None) -> None:
+@pytest.mark.parametrize("given_names", [None, [["a", "b"]]])
+def test_without_a_bundle_numbers_are_unknown(given_names: list[list[str | None] | None] | None) -> None:
     """Missing is told all the same, and nothing is added."""
     encoder = NumberEncoder(None)
     values = np.array([[1.0], [np.nan]])
