@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from hashlib import sha256
 from importlib.metadata import version
+from operator import itemgetter
 from typing import Any
 
 import numpy as np
@@ -21,6 +22,7 @@ from features.events import Events
 from features.measures import LEAST_SPAN_MS, SEASONS, measure
 from features.messages import MessageReader
 from features.numbers import UNKNOWN, NumberBins
+from features.parameters import with_parameters
 from features.sessions import END_INPUT, Walk, log_gaps, number_sessions, walk_sessions
 from features.template_mining import mine
 from features.templates import Templates
@@ -35,8 +37,6 @@ MIN_SESSIONS = 100
 # Where sessions are fewer, long ones are cut into pieces, each of which the model learns as a session of its own.
 PIECES, LEAST_PIECE = 1_000, 32
 MAX_VOCABULARY = 10_000
-
-Texts = list[str | None]
 
 
 @dataclass(frozen=True)
@@ -95,7 +95,7 @@ def fit(
         )
         raise UnsuitableDataError(message)
     role = _split(first_ms)
-    templates, partitions = _templates(partitions, role)
+    templates, partitions = _templates(partitions, role, parts.measures.parameters)
     vocabulary, while_learning = _vocabularies(partitions, role, parts, buckets)
     numbers = _bins(partitions, role, parts)
     seasonal = tuple(name for name in parts.measures.seasonal if _span_ms(first_ms) >= LEAST_SPAN_MS[name])
@@ -197,26 +197,40 @@ def _split(first_ms: NDArray[np.int64]) -> NDArray[np.int8]:
     return role
 
 
-def _templates(partitions: list[_Partition], role: NDArray[np.int8]) -> tuple[Templates, list[_Partition]]:
+def _templates(
+    partitions: list[_Partition], role: NDArray[np.int8], parameters: int
+) -> tuple[Templates, list[_Partition]]:
     """Mine the messages of the sessions to learn from, and read all by the templates found."""
     if any(p.events.messages is None for p in partitions):
         return NO_TEMPLATES, partitions
-    templates = mine(said for p in partitions for said in _learned_messages(p, role))
-    read = MessageReader(templates).read
-    return templates, [
-        replace(p, arrived=_with_templates(p.arrived, read), events=_with_templates(p.events, read)) for p in partitions
-    ]
+    said = [message for p in partitions for message in _learned_messages(p, role)]
+    templates = mine(text for _, text in said)
+    templates = with_parameters(templates, (text for _, text in sorted(said, key=itemgetter(0))), parameters)
+    reader = MessageReader(templates, parameters=parameters)
+    return templates, [_with_templates(p, reader) for p in partitions]
 
 
-def _learned_messages(partition: _Partition, role: NDArray[np.int8]) -> Iterator[str]:
+def _learned_messages(partition: _Partition, role: NDArray[np.int8]) -> Iterator[tuple[int, str]]:
+    """Times and texts."""
+    events = partition.events
     for record in _records(partition, role == 0).tolist():
-        said = (partition.events.messages or [])[record]
+        said = (events.messages or [])[record]
         if said is not None:
-            yield said
+            yield int(events.time_ms[record]), said
 
 
-def _with_templates(events: Events, read: Callable[[Texts], Texts]) -> Events:
-    return replace(events, tokens=[*events.tokens[:-1], read(events.messages or [])])
+def _with_templates(partition: _Partition, reader: MessageReader) -> _Partition:
+    """The same with what the messages hold; their numbers are no counters, so they are measures as they are."""
+    arrived, events = _read(partition.arrived, reader), _read(partition.events, reader)
+    fields = partition.measures.shape[1] - reader.parameters
+    measures = np.hstack([partition.measures[:, :fields], events.numbers[:, fields:].astype(np.float32)])
+    return replace(partition, arrived=arrived, events=events, measures=measures)
+
+
+def _read(events: Events, reader: MessageReader) -> Events:
+    texts, numbers = reader.read(events.messages or [])
+    of_fields = events.numbers[:, : events.numbers.shape[1] - reader.parameters]
+    return replace(events, tokens=[*events.tokens[:-1], texts], numbers=np.hstack([of_fields, numbers]))
 
 
 def _vocabularies(

@@ -204,10 +204,11 @@ def _vocabulary_of(files: dict[str, bytes]) -> Vocabulary:
 
 
 def _templates_file(templates: Templates) -> dict[str, bytes]:
-    """None where the stream has no messages."""
+    """None where the stream has no messages; a second one where these have numbers."""
     if not templates.templates:
         return {}
-    return {"templates.json": json.dumps(templates.to_json(), ensure_ascii=False, indent=1).encode()}
+    files = {"templates.json": templates.to_json(), "parameters.json": templates.numbers}
+    return {name: json.dumps(of, ensure_ascii=False, indent=1).encode() for name, of in files.items() if of}
 
 
 def _numbers_file(numbers: NumberBins) -> dict[str, bytes]:
@@ -237,7 +238,8 @@ def unpack(bundle: Bundle, parts: Parts) -> Learned:
     seasonal = tuple(schema.get("seasonal", ()))
     try:
         vocabulary = _vocabulary_of(bundle.files)
-        templates = Templates.from_json(json.loads(bundle.files.get("templates.json", b"[]")))
+        texts, places = (bundle.files.get(name) for name in ("templates.json", "parameters.json"))
+        templates = Templates.from_json(json.loads(texts or b"[]"), json.loads(places or b"{}"))
         bins = NumberBins.from_json(json.loads(bundle.files.get("numbers.json", b'{"names":null,"binnings":[]}')))
         certificate = json.loads(bundle.files.get("certificate.json", b"null"))
         usual = json.loads(bundle.files.get("schema.json", b"null"))

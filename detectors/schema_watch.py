@@ -266,7 +266,9 @@ class SchemaWatch:
         holds = np.zeros((len(KINDS), n + r, len(self.fields)), np.bool_)
         tokens, columns = len(self.tokens), len(self.tokens) + len(self.numbers)
         holds[_MISSING, :n, :tokens] = ids == MISSING
-        holds[_MISSING, :n, tokens:columns] = np.isnan(events.numbers)
+        holds[_MISSING, :n, tokens:columns] = np.isnan(
+            events.numbers[:, : len(self.numbers)]
+        )  # no line must have parameters
         if self.usual is not None:
             holds[_UNKNOWN, :n, :tokens] = ids == OOV
         for i, reject in enumerate(events.rejects, n):

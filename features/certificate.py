@@ -15,6 +15,9 @@ from hashlib import sha256
 from itertools import pairwise
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
+
 from features.decode import Decoder
 from features.paths import parse_path
 from features.shapes import WILDCARD
@@ -61,8 +64,8 @@ def certify(
     Returns
     -------
     fingerprints
-        16 hexadecimal digits each, for `session`, `time`, `end`, for records set aside (`rejects`), and for each field
-        under `field NAME`.
+        16 hexadecimal digits each, for `session`, `time`, `end`, for records set aside (`rejects`), for each field
+        under `field NAME`, and for the numbers in messages (`parameters`), if there are any.
     """
     events = decoder.decode(_records(vocabulary, session, time, ends, numbers), check_key=False)
     encoder = TokenEncoder(len(vocabulary.fields), vocabulary)
@@ -76,8 +79,15 @@ def certify(
     for f, field in enumerate(vocabulary.fields):
         found[f"field {field}"] = _digest(ids[:, f].tolist(), hashes[:, f].tolist())
     for n, number in enumerate(numbers):
-        found[f"field {number}"] = _digest([value.hex() for value in events.numbers[:, n].tolist()])
+        found[f"field {number}"] = _digest(_exactly(events.numbers[:, n]))
+    if events.numbers.shape[1] > len(numbers):
+        found["parameters"] = _digest(_exactly(events.numbers[:, len(numbers) :].ravel()))
     return found
+
+
+def _exactly(values: NDArray[np.float64]) -> list[str]:
+    """Every bit, in JSON."""
+    return [value.hex() for value in values.tolist()]
 
 
 def _digest(*parts: Any) -> str:

@@ -25,6 +25,7 @@ from features.event_time import MAX_TIME_MS, parse_time_ms, parse_times_ms
 from features.events import Events, Record, Reject
 from features.json_fields import ANY, JsonFields, Kinds
 from features.masking import NO_MASK, Masker
+from features.messages import ReadMessages, as_they_came
 from features.number_columns import NUMBER, read_numbers
 from features.otlp import sample_parser
 from features.paths import Path, format_path, parse_path
@@ -71,7 +72,7 @@ class Decoder:
     message
         Path of a field of free text, which becomes one more token field, after the others; None for none.
     read_messages
-        What becomes of its texts; absent, they stay as they are.
+        What becomes of its texts, and the number columns that follow those of fields; absent, they stay as they are.
     text
         Reads records that are text; absent, they are JSON objects.
     event_id
@@ -99,7 +100,7 @@ class Decoder:
     def __init__(
         self, session: str | Sequence[str], time: str | None, tokens: Iterable[str],
         end_when: Mapping[str, str | bool | int | float], message: str | None = None, *,
-        read_messages: Callable[[Sequence[str | None]], list[str | None]] = list,
+        read_messages: Callable[[Sequence[str | None]], ReadMessages] | None = None,
         text: LineReader | None = None, event_id: str | None = None, max_ahead_ms: int | None = None,
         masker: Masker = NO_MASK, numbers: Sequence[str] = (), named: tuple[str, str] | None = None,
         of_exports: bool = False,
@@ -135,7 +136,7 @@ class Decoder:
         self._mask_session = name_masker(masker, named_by)
         self._mask_tokens = [masker.of(name) for name, _ in columns]
         self._mask_message = None if message is None else masker.of(message)
-        self._read_messages = read_messages
+        self._read_messages = as_they_came() if read_messages is None else read_messages
         self._ends = [(fields.column(path), value) for path, value in ends]
 
     def decode(self, records: Iterable[Record], *, check_key: bool) -> Events:
@@ -164,7 +165,8 @@ class Decoder:
         events = self._masked(events) if self._is_masked else events
         if events.messages is None:
             return events
-        return replace(events, tokens=[*events.tokens, self._read_messages(events.messages)])
+        texts, numbers = self._read_messages(events.messages)
+        return replace(events, tokens=[*events.tokens, texts], numbers=np.hstack([events.numbers, numbers]))
 
     def _parsed(self, records: list[Record]) -> tuple[_Parsed, list[Reject]]:
         """Records with their JSON or their line's fields, and those that have none."""

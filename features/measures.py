@@ -39,12 +39,15 @@ class NumberRules:
         Names of numbers that only grow, where the first column is named.
     seasonal
         Which positions in time a model may be given.
+    parameters
+        How many columns, the last ones, are numbers in the lines of messages. Templates name them.
     """
 
     counters: tuple[int, ...] = ()
     named_by: tuple[int | None, ...] = ()
     counter_names: tuple[str, ...] = ()
     seasonal: tuple[str, ...] = ()
+    parameters: int = 0
 
     def names(self, events: Events) -> Names | None:
         """For each number column the names of the events' numbers, None for one that stands for itself; or None."""

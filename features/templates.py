@@ -8,13 +8,17 @@ template of nothing but `<*>` would take every line of its length, so it takes o
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from hashlib import blake2b
 from operator import itemgetter
 from typing import Any, NamedTuple
 
+import numpy as np
+from numpy.typing import NDArray
+
+from features.quantities import Quantities, has_unit
 from features.shapes import WILDCARD, Masks, Memory, Shape, shape_characters, split_line
 
 
@@ -51,9 +55,16 @@ class Template:
 
 @dataclass(frozen=True)
 class Templates:
-    """The templates a bundle knows, in order of their texts; no two have the same id."""
+    """The templates a bundle knows, in order of their texts; no two have the same id.
+
+    Attributes
+    ----------
+    numbers
+        By a template's text the positions, ascending, of its tokens that hold numbers (features/parameters.py).
+    """
 
     templates: tuple[Template, ...]
+    numbers: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "templates", tuple(sorted(self.templates, key=lambda t: t.text)))
@@ -74,24 +85,31 @@ class Templates:
         return [template.text for template in self.templates]
 
     @classmethod
-    def from_json(cls, content: object) -> Templates:
-        """What `to_json` gave.
+    def from_json(cls, content: object, numbers: object = None) -> Templates:
+        """What `to_json` gave, and `numbers` as JSON has them.
 
         Raises
         ------
         ValueError
-            It is no list of distinct template texts.
+            It is no list of distinct template texts, or numbers stand where none of them has a wildcard.
         """
         if isinstance(content, list) and all(isinstance(text, str) and _is_template(text) for text in content):
             read = cls.of(content)
-            if len(read.templates) == len(content):
-                return read
+            own = {} if numbers is None else numbers
+            if len(read.templates) == len(content) and isinstance(own, dict) and all(map(_is_place, own, own.values())):
+                return replace(read, numbers={text: tuple(places) for text, places in own.items()})
         message = "the bundle's templates cannot be read; train anew with `offbeat train`"
         raise ValueError(message)
 
 
 def _is_template(text: str) -> bool:
     return text == " ".join(text.split())
+
+
+def _is_place(text: str, places: object) -> bool:
+    """Whether a template of this text has wildcards at these places."""
+    tokens = dict(enumerate(text.split()))
+    return isinstance(places, list) and all(WILDCARD in tokens.get(place, "") for place in places)
 
 
 @dataclass(frozen=True)
@@ -111,11 +129,15 @@ class Matches:
 
 
 class _Rule(NamedTuple):
-    """A template as the matcher uses it: where its values stand, and whether as a whole token or within one."""
+    """A template as the matcher uses it: where its values stand, and whether as a whole token or within one.
+
+    `numbers` are the column and position of each of its numbers, and what reads it.
+    """
 
     text: str
     id: str
     slots: tuple[tuple[int, bool], ...]
+    numbers: tuple[tuple[int, int, Quantities], ...]
 
 
 class _Pattern(NamedTuple):
@@ -132,6 +154,7 @@ class Matcher:
     def __init__(self, templates: Templates) -> None:
         self._patterns: dict[int, list[_Pattern]] = {}
         found: dict[tuple[int, ...], _Pattern] = {}
+        readers = {given: Quantities(scaled=not given) for given in (False, True)}
         for template in templates.templates:
             shape = template.shape
             literals = tuple(i for i, token in enumerate(shape) if token != WILDCARD)
@@ -140,7 +163,9 @@ class Matcher:
                 found[place] = _Pattern(len(shape) - len(literals), _getter(literals), {})
                 self._patterns.setdefault(len(shape), []).append(found[place])
             slots = tuple((i, token == WILDCARD) for i, token in enumerate(shape) if WILDCARD in token)
-            found[place].rules[found[place].literals(shape)] = _Rule(template.text, template.id, slots)
+            places = enumerate(templates.numbers.get(template.text, ()))
+            numbers = tuple((column, at, readers[has_unit(shape[at])]) for column, at in places)
+            found[place].rules[found[place].literals(shape)] = _Rule(template.text, template.id, slots, numbers)
         for patterns in self._patterns.values():
             patterns.sort(key=lambda pattern: pattern.wildcards)
         self._masks = Masks()
@@ -150,6 +175,50 @@ class Matcher:
         """Match each line by itself; whatever text it is, this does not fail."""
         ids: list[str | None] = []
         values: list[tuple[str, ...]] = []
+        for rule, tokens in self._each(lines):
+            if rule is None:
+                ids.append(None)
+                values.append(())
+            else:
+                ids.append(rule.id)
+                values.append(self._values(rule, tokens))
+        return Matches(ids, values)
+
+    def read(self, lines: Iterable[str], columns: int = 0) -> tuple[list[str | None], NDArray[np.float64]]:
+        """Texts of the n lines' templates, None where none matched, and the numbers of these.
+
+        Parameters
+        ----------
+        columns
+            At least as many as any template has numbers.
+
+        Returns
+        -------
+        texts, numbers
+            n texts; (n, columns) float64, NaN where a line has no number, never infinite.
+        """
+        texts: list[str | None] = []
+        places: list[int] = []
+        found: list[float] = []
+        first = 0
+        for rule, tokens in self._each(lines):
+            if rule is None:
+                texts.append(None)
+            else:
+                texts.append(rule.text)
+                for column, position, read in rule.numbers:
+                    places.append(first + column)
+                    found.append(read[tokens[position]])
+            first += columns
+        numbers = np.full(first, np.nan)
+        numbers[places] = found
+        return texts, numbers.reshape(len(texts), columns)
+
+    def tokens(self, lines: Iterable[str]) -> Iterator[tuple[str, list[str]]]:
+        """Text of the template and tokens of each line that matches."""
+        return ((rule.text, tokens) for rule, tokens in self._each(lines) if rule is not None)
+
+    def _each(self, lines: Iterable[str]) -> Iterator[tuple[_Rule | None, list[str]]]:
         masked, known = self._masks.__getitem__, self._known
         for line in lines:
             tokens = split_line(line)
@@ -159,13 +228,7 @@ class Matcher:
             except KeyError:
                 known.make_room(shape_characters(shape))
                 rule = known[shape] = self._search(shape)
-            if rule is None:
-                ids.append(None)
-                values.append(())
-            else:
-                ids.append(rule.id)
-                values.append(self._values(rule, tokens))
-        return Matches(ids, values)
+            yield rule, tokens
 
     def _search(self, shape: Shape) -> _Rule | None:
         best: _Rule | None = None

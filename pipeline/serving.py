@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ from features.certificate import certify
 from features.decode import Decoder
 from features.masking import Masker, make_masker
 from features.measures import NumberRules
-from features.messages import MessageReader
+from features.messages import MessageReader, ReadMessages, as_they_came
 from features.session_names import join_name, name_masker, split_name
 from features.sessions import NEVER_MS, SessionRules
 from features.templates import Templates
@@ -31,10 +32,12 @@ from pipeline.settings import Settings, StreamSettings
 
 
 def make_decoder(
-    settings: Settings, name: str, read_messages: Callable[[Sequence[str | None]], list[str | None]] = list
+    settings: Settings, name: str, read_messages: Callable[[Sequence[str | None]], ReadMessages] | None = None
 ) -> Decoder:
     """The decoder a stream's section describes; for training, which takes messages as they are."""
     stream = settings.stream(name)
+    if read_messages is None:
+        read_messages = as_they_came(len(stream.parameter_fields))
     return Decoder(
         stream.session.by, stream.time, stream.token_fields, stream.session.end_when, stream.message,
         read_messages=read_messages, text=_line_reader(stream), masker=_masker(settings, name),
@@ -48,7 +51,8 @@ def make_live_decoder(
     settings: Settings, name: str, learned: Learned | None, unmatched: Unmatched | None = None
 ) -> Decoder:
     """The same with messages read by the templates in force."""
-    return make_decoder(settings, name, MessageReader(None if learned is None else learned.templates, unmatched).read)
+    templates, parameters = None if learned is None else learned.templates, len(settings.stream(name).parameter_fields)
+    return make_decoder(settings, name, MessageReader(templates, unmatched, parameters=parameters).read)
 
 
 def make_session_decoder(stream: StreamSettings) -> Decoder:
@@ -59,7 +63,8 @@ def make_session_decoder(stream: StreamSettings) -> Decoder:
 def certificate(settings: Settings, name: str, vocabulary: Vocabulary, templates: Templates) -> dict[str, str]:
     """What this version and this config make of made-up records."""
     stream = settings.stream(name)
-    decoder = make_decoder(settings, name, MessageReader(templates).read)
+    reader = MessageReader(templates, parameters=len(stream.parameter_fields))
+    decoder = make_decoder(settings, name, reader.read)
     ends = list(stream.session.end_when.items())
     found = certify(decoder, vocabulary, stream.session.by, stream.time, ends, stream.number_fields)
     # What made-up JSON cannot show of text and masks stands for itself.
@@ -124,7 +129,9 @@ def make_parts(settings: Settings, name: str, learned: Learned | None) -> Parts:
     stream = settings.stream(name)
     words = len(stream.fields) - len(stream.number_fields)
     windows = stream.window_rules(_gap_ms(settings, stream))
-    numbers = stream.number_fields if windows is None else window_columns(stream.number_fields, windows)
+    numbers = (*stream.number_fields, *stream.parameter_fields)
+    if windows is not None:
+        numbers = window_columns(stream.number_fields, windows)
     measures = _measures(stream) if windows is None else NumberRules(seasonal=stream.seasons)
     counters = len(measures.counters) or len(measures.counter_names)
     return Parts(
@@ -152,10 +159,13 @@ def make_parts(settings: Settings, name: str, learned: Learned | None) -> Parts:
 
 
 def _measures(stream: StreamSettings) -> NumberRules:
-    if stream.named_number is None:
-        counters = tuple(stream.number_fields.index(field) for field in stream.counters)
-        return NumberRules(counters=counters, seasonal=stream.seasons)
-    return NumberRules(named_by=(len(stream.tokens),), counter_names=tuple(stream.counters), seasonal=stream.seasons)
+    parameters, is_named = len(stream.parameter_fields), stream.named_number is not None
+    fields = [len(stream.tokens) if is_named else None for _ in stream.number_fields]
+    named_by = (*fields, *[len(stream.token_fields)] * parameters) if is_named or parameters else ()
+    rules = NumberRules(named_by=named_by, seasonal=stream.seasons, parameters=parameters)
+    if is_named:
+        return replace(rules, counter_names=tuple(stream.counters))
+    return replace(rules, counters=tuple(stream.number_fields.index(field) for field in stream.counters))
 
 
 def _rules(settings: Settings, stream: StreamSettings) -> SessionRules:
@@ -223,6 +233,8 @@ def _reading(settings: Settings, name: str) -> dict[str, Any]:
         parts["window"] = [windows.size_ms, windows.every_ms, windows.aggregates]
     if stream.message is not None:
         parts["message"] = stream.message
+    if stream.parameter_fields:
+        parts["parameters"] = len(stream.parameter_fields)
     if stream.format == "text":
         parts["text"] = stream.pattern
     if stream.format == "otlp_metrics":

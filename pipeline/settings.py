@@ -326,6 +326,11 @@ class StreamSettings(_Section):
         description="Logs: the field with the line's text. Training mines templates from it, and a line's template "
         "is a token; a line of no known template is `<oov>`.",
     )
+    parameters: int = Field(
+        1, ge=0, le=4,
+        description="Logs: how many of a line's numbers, the first ones, the model learns for each template, such as "
+        "the milliseconds of `took <*> ms`. They are called message[0], message[1] after the field of the message.",
+    )  # fmt: skip
     mask: dict[str, Any] = Field(
         default_factory=dict,
         description="Fields (or @key) to mask before anything is kept, logged, learned or sent: drop, hash, redact or "
@@ -348,6 +353,9 @@ class StreamSettings(_Section):
             raise ValueError(message)
         if self.kind == "metrics" and not self.number_fields:
             message = "numbers is empty; a stream of metrics needs at least one number to learn"
+            raise ValueError(message)
+        if self.message is None and self.parameters != type(self).model_fields["parameters"].default:
+            message = "`parameters` are numbers in the text of log lines: write it with kind: logs, and only with that"
             raise ValueError(message)
         texts = [*self.tokens, *(() if self.message is None else (self.message,))]
         if len(set(map(parse_path, texts))) != len(texts):
@@ -568,13 +576,18 @@ class StreamSettings(_Section):
         return self.wide_numbers if self.named_number is None else self.named_number[1:]
 
     @property
+    def parameter_fields(self) -> tuple[str, ...]:
+        """What numbers in the lines of a message are called; they follow those of fields."""
+        return () if self.message is None else tuple(f"{self.message}[{place}]" for place in range(self.parameters))
+
+    @property
     def token_fields(self) -> tuple[str, ...]:
         """The token fields, with that of a number's name as the last."""
         return (*self.tokens, *(() if self.named_number is None else self.named_number[:1]))
 
     @property
     def fields(self) -> tuple[str, ...]:
-        """What the model learns: token fields, the message of a log line, numbers."""
+        """The fields that the model learns of: token fields, the message of a log line, numbers."""
         return (*self.token_fields, *(() if self.message is None else (self.message,)), *self.number_fields)
 
 

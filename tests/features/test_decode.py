@@ -17,6 +17,7 @@ from features.decode import MAX_SESSION_CHARACTERS, Decoder
 from features.errors import RecordError
 from features.event_time import MAX_TIME_MS
 from features.events import Events
+from features.messages import ReadMessages
 from features.text_lines import LineReader
 
 DECODER = Decoder("session", "ts", ["action", "user.country"], {"action": "close", "final": True})
@@ -179,15 +180,16 @@ def test_a_message_is_read_once_beside_a_bad_record() -> None:
     """Bad records make a slice be looked at again; what counts messages must not see them twice."""
     said: list[str | None] = []
 
-    def read(messages: Sequence[str | None]) -> list[str | None]:
+    def read(messages: Sequence[str | None]) -> ReadMessages:
         said.extend(messages)
-        return ["a template"] * len(messages)
+        return ReadMessages(["a template"] * len(messages), np.full((len(messages), 1), 7.0))
 
     decoder = Decoder("session", None, ["action"], {}, "message", read_messages=read)
     good = [as_json(session="a", action="x", message=f"line {i}") for i in range(5)]
     events = decode(*good[:2], as_json(session="a", action=1.5, message="bad"), *good[2:], decoder=decoder)
     assert said == events.messages == [f"line {i}" for i in range(5)]
     assert events.tokens == [["x"] * 5, ["a template"] * 5]
+    assert events.numbers.tolist() == [[7.0]] * 5
 
 
 MEASURED = Decoder("session", None, ["action"], {}, numbers=["cpu", "disk.free", "load[1]"])
