@@ -8,6 +8,7 @@ from typing import Any
 
 Json = dict[str, Any]
 _NAMED = 5  # sessions named in a line
+_LINE = 120  # characters of a log line
 
 
 def sentence_of(what: str, message: Json) -> str:
@@ -54,14 +55,22 @@ def why_of(anomaly: Json) -> str:
     ...     "expected": {"action": [{"token": "pay", "probability": 0.97}]},
     ...     "context": [{"time_ms": 1, "action": "add"}]})
     'action: after add came ship (0.10 %), expected pay (97 %)'
+    >>> why_of({"type": "record", "observed": {"message": "took 4200 ms", "message[0]": 4200.0}, "context": [],
+    ...     "expected": {"message[0]": [{"low": 20.0, "median": 40.0, "high": 80.0}]},
+    ...     "contributions": {"message": 0.1, "message[0]": 9.5}})
+    "message[0]: in 'took 4200 ms' came 4,200 (<0.01 %), expected 20 to 80"
     """
     if anomaly["type"] == "session":
         return _why_session(anomaly)
     field = max(anomaly["contributions"], key=anomaly["contributions"].get)
-    before = f"after {_shown(anomaly['context'][-1][field])}" if anomaly["context"] else "as the first event"
+    line = anomaly["observed"].get(field.rpartition("[")[0])
+    if isinstance(line, str):  # message[0] is a number in the text of message: the one before was of another text
+        where = f"in {line if len(line) <= _LINE else line[:_LINE] + '...'!r}"
+    else:
+        where = f"after {_shown(anomaly['context'][-1][field])}" if anomaly["context"] else "as the first event"
     came = anomaly["observed"][field]
     share = _percent(_probability(anomaly["contributions"][field]))
-    return f"{field}: {before} came {_shown(came)} ({share}), expected {_best(anomaly, field)}"
+    return f"{field}: {where} came {_shown(came)} ({share}), expected {_best(anomaly, field)}"
 
 
 def _why_session(anomaly: Json) -> str:

@@ -247,7 +247,7 @@ def test_what_is_learned_stands_in_one_order() -> None:
         assert parse_settings(json.loads(settings.model_dump_json()), {}) == settings
         events = make_decoder(settings, "s").decode([Line(b'{"k": "q", "v": 1, "x": 2}')], check_key=False)
         assert (len(events.tokens), events.numbers.shape) == (
-            len(fields) - len(stream.number_fields), (1, len(stream.number_fields)),
+            len(fields) - len(stream.number_fields), (1, len(stream.number_fields) + len(stream.parameter_fields)),
         )  # fmt: skip
 
 
