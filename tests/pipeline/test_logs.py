@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 
 from models.bundle import read_bundle, serving_digest
+from pipeline.sentences import why_of
 from tests.kafka import Stack, WorkerProcess, as_records, by_id
 from tests.pipeline.test_worker import CLOCK_KEYS, decisions_of, explained, scored_by_file
 
@@ -24,8 +25,13 @@ STREAM = {
 STRANGE = "Replica 7 lost its lease and 12 writes were dropped"
 
 
-def service_logs(seed: int, sessions: int, *, strange: frozenset[int] = frozenset()) -> Iterator[dict[str, Any]]:
-    """Lines of a service in time order, a trace each: a request, some queries with a hit or a miss each, an answer."""
+def service_logs(
+    seed: int, sessions: int, *, strange: frozenset[int] = frozenset(), slow: frozenset[int] = frozenset()
+) -> Iterator[dict[str, Any]]:
+    """Lines of a service in time order, a trace each: a request, some queries with a hit or a miss each, an answer.
+
+    In the traces `strange` a line is like no other; in those `slow` a query takes a hundred times too long.
+    """
     rng = random.Random(seed)
     pending = [(1_700_000_000_000 + rng.randrange(sessions * 30), s, 0, rng.randint(2, 5)) for s in range(sessions)]
     heapq.heapify(pending)
@@ -40,6 +46,8 @@ def service_logs(seed: int, sessions: int, *, strange: frozenset[int] = frozense
             message, final = f"Answered 200 with {rng.randrange(90_000)} bytes", True
         if s in strange and done == 3:
             level, message = "INFO", STRANGE
+        if s in slow and done == 3:
+            message = f"Query {rng.randrange(10**9):x} took {300 + rng.random() * 600:.2f} ms"
         yield {"session": f"t-{s}", "level": level, "message": message, "ts": now, "final": final}
         if not final:
             heapq.heappush(pending, (now + rng.randint(1, 40), s, done + 1, queries))
@@ -83,17 +91,46 @@ def test_lines_are_read_by_their_templates(logs: Stack) -> None:
     assert len(alarms) < 0.1 * len(lines)
 
 
+def test_a_strange_number_in_a_usual_line_is_found(logs: Stack) -> None:
+    """A line whose template is usual is an anomaly for its number alone, and says which and what was expected."""
+    directory = logs.folder / "bundles" / "orders"
+    bundle = read_bundle(directory / str(serving_digest(directory)))
+    places = json.loads(bundle.files["parameters.json"])
+    assert places["Query <*> took <*> ms"] == [3]
+    assert bundle.content["schema"]["numbers"] == ["message[0]"]
+
+    slow = frozenset(range(0, 300, 30))
+    lines = list(service_logs(2, 300, slow=slow))
+    (logs.folder / "live.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    logs.run("score", "-s", "orders", "--input", "live.jsonl", "--output", "verdicts.jsonl")
+    verdicts = [json.loads(line) for line in (logs.folder / "verdicts.jsonl").read_text().splitlines()]
+    alarms = [v for v in verdicts if v["type"] == "record" and v["anomaly"]]
+    found = [v for v in alarms if (v["observed"]["message[0]"] or 0) > 100 and "took" in v["observed"]["message"]]
+    assert {v["session"] for v in found} == {f"t-{s}" for s in slow}
+    for verdict in found:
+        took = float(verdict["observed"]["message"].split()[3])
+        assert verdict["observed"]["message[0]"] == pytest.approx(took)
+        assert max(verdict["contributions"], key=verdict["contributions"].get) == "message[0]"
+        (interval,) = verdict["expected"]["message[0]"]
+        assert 0 <= interval["low"] <= interval["median"] <= interval["high"] <= 10
+        said = why_of(verdict)
+        assert said.startswith(f"message[0]: in '{verdict['observed']['message']}' came {took:.4g} (<0.01 %), expected ")
+    assert len(alarms) < 0.1 * len(lines)
+
+
 def test_worker_and_file_agree_on_logs(stack: Stack) -> None:
-    """Decisions and anomalies of a log topic equal `offbeat score`'s bit by bit."""
+    """Decisions and anomalies of a log topic, numbers in its lines included, equal `offbeat score`'s bit by bit."""
     stack.configure(stream=STREAM)
     train(stack)
-    stack.score(as_records(service_logs(3, 400, strange=frozenset({5, 50}))))
+    stack.score(as_records(service_logs(3, 400, strange=frozenset({5, 50}), slow=frozenset({6, 60}))))
     decisions = by_id(stack.read_json("decisions"))
     anomalies = by_id(stack.read_json("anomalies"), ignore=CLOCK_KEYS)
     expected = scored_by_file(stack)
     assert decisions == decisions_of(expected)
     assert explained(anomalies) == explained(expected)
     assert sum(a["observed"].get("message") == STRANGE for a in anomalies.values()) == 2
+    slow = [a for a in anomalies.values() if (a["observed"].get("message[0]") or 0) > 100]
+    assert {"t-6", "t-60"} <= {a["session"] for a in slow if "took" in a["observed"]["message"]}
 
 
 def test_without_a_bundle_lines_are_taken_in(stack: Stack) -> None:
