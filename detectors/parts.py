@@ -18,7 +18,7 @@ from detectors.rows import RowShape
 from detectors.schema_watch import SchemaWatch
 from features.events import Events
 from features.measures import SEASONS, NumberRules, seasons
-from features.numbers import NumberBins, NumberEncoder
+from features.numbers import Names, NumberBins, NumberEncoder
 from features.sessions import SessionRules
 from features.templates import Templates
 from features.tokens import TokenEncoder, Vocabulary, stable_hash
@@ -147,11 +147,28 @@ class Parts:
         self, hashes: NDArray[np.uint64], measures: NDArray[np.float32], time_ms: NDArray[np.int64]
     ) -> NDArray[np.int32]:
         """The same of (k, F) hashes, (k, N) measures and (k,) times that a row has kept."""
-        name = self._name_of_hash.get
-        columns = self.measures.named_by
-        names = [None if by is None else list(map(name, hashes[:, by].tolist())) for by in columns] or None
-        numbers = self._number_encoder.ids(measures.astype(np.float64), names)
+        numbers = self._number_encoder.ids(measures.astype(np.float64), self._names_of(hashes))
         return self._beside(self.encoder.ids_of_hashes(hashes), numbers, time_ms)
+
+    def among(self, events: Events, ids: NDArray[np.int32]) -> NDArray[np.int32]:
+        """(n, P, 2) among which ids those of parameters are, as the line's template tells (`NumberEncoder.among`).
+
+        So whether a line has a parameter is no surprise beside that of its template, and neither is which bins it has.
+        """
+        return self._among(ids, self.measures.names(events))
+
+    def among_of_context(self, hashes: NDArray[np.uint64], ids: NDArray[np.int32]) -> NDArray[np.int32]:
+        """The same of (k, F) hashes that a row has kept."""
+        return self._among(ids, self._names_of(hashes))
+
+    def _among(self, ids: NDArray[np.int32], names: Names | None) -> NDArray[np.int32]:
+        numbers = ids[:, self.shape.fields : len(self.fields)]
+        first = numbers.shape[1] - self.measures.parameters
+        return np.ascontiguousarray(self._number_encoder.among(numbers, names)[:, first:])
+
+    def _names_of(self, hashes: NDArray[np.uint64]) -> Names | None:
+        name, columns = self._name_of_hash.get, self.measures.named_by
+        return [None if by is None else list(map(name, hashes[:, by].tolist())) for by in columns] or None
 
     def _beside(
         self, tokens: NDArray[np.int32], numbers: NDArray[np.int32], time_ms: NDArray[np.int64]

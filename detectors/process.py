@@ -129,7 +129,7 @@ def process_batch(
     hashes = parts.encoder.hashes(events.tokens, len(events))
     measures, *counters = measure(events, walk, rows.counter_value, rows.counter_ms, parts.measures)
     ids = parts.ids(events, measures)
-    surprise, end_surprise, states, hidden = _surprise(ids, rows, walk, parts)
+    surprise, end_surprise, states, hidden = _surprise(ids, parts.among(events, ids), rows, walk, parts)
     surprise[:, parts.shape.fields :] += parts.tails(events, measures, ids)
     score = _sum_fields(surprise)
 
@@ -170,7 +170,9 @@ def _after(rows: SessionRows, intake: Intake, walk: Walk, hidden: F32, counters:
     return after
 
 
-def _surprise(ids: NDArray[np.int32], rows: SessionRows, walk: Walk, parts: Parts) -> tuple[F32, F32, F32, F32]:
+def _surprise(
+    ids: NDArray[np.int32], among: NDArray[np.int32], rows: SessionRows, walk: Walk, parts: Parts
+) -> tuple[F32, F32, F32, F32]:
     """Surprise of fields and ends, states scored under, states after; NaN and unchanged without a model."""
     n, m = len(ids), len(walk.kind)
     if parts.learned is None:
@@ -178,7 +180,7 @@ def _surprise(ids: NDArray[np.int32], rows: SessionRows, walk: Walk, parts: Part
         return np.full((n, len(parts.fields)), np.nan, np.float32), np.full(m, np.nan, np.float32), nowhere, rows.hidden
     scores = parts.learned.kernel.score_and_step(
         walk.kind, walk.row, walk.record, walk.first,
-        ids, log_gaps(walk.gap_ms), rows.hidden,
+        ids, log_gaps(walk.gap_ms), rows.hidden, among,
     )  # fmt: skip
     return scores.surprise, scores.end_surprise, scores.states, scores.hidden
 
@@ -227,10 +229,11 @@ def rebuild_stale(rows: SessionRows, parts: Parts) -> SessionRows:
     gaps[first] = 0
     which = np.repeat(np.arange(len(stale), dtype=np.int32), lengths)
     n = len(times)
+    ids = parts.ids_of_context(hashes, measures, times)
     scores = learned.kernel.score_and_step(
         np.zeros(n, np.int8), which, np.arange(n, dtype=np.int32), first,
-        parts.ids_of_context(hashes, measures, times), log_gaps(gaps),
-        np.zeros((len(stale), rows.hidden.shape[1]), np.float32),
+        ids, log_gaps(gaps), np.zeros((len(stale), rows.hidden.shape[1]), np.float32),
+        parts.among_of_context(hashes, ids),
     )  # fmt: skip
     rebuilt = rows.copy()
     rebuilt.hidden[stale] = scores.hidden

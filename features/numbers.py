@@ -364,7 +364,17 @@ class NumberEncoder:
         _tails(numbers, ids, self._which(numbers, names), self._starts, self._edges, self._tails, out)
         return out
 
-    def _which(self, numbers: NDArray[np.float64], names: Names | None) -> NDArray[np.int32]:
+    def among(self, ids: NDArray[np.int32], names: Names | None = None) -> NDArray[np.int32]:
+        """(n, N, 2) int32: from which of the ids that the number's name allows, to before which.
+
+        A number has one of its binning's ids or is missing. One without bins cannot but be as it is.
+        """
+        which = self._which(ids, names)
+        sizes = np.append(np.diff(self._starts), 0)[which]  # -1: the last
+        first, last = np.where(sizes, MISSING, ids), np.where(sizes, LOW + 1 + sizes, ids + 1)
+        return np.stack([first, last], axis=2).astype(np.int32)
+
+    def _which(self, numbers: NDArray[Any], names: Names | None) -> NDArray[np.int32]:
         """(n, N) int32: the binning of each number; -1 for none."""
         if not len(self._tails):
             return np.full(numbers.shape, -1, np.int32)

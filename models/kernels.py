@@ -87,7 +87,7 @@ def _log_sum_exp(logits, low, high):
 
 @njit(cache=True, fastmath=_FAST, error_model="numpy")
 def score_and_step(
-    kind, row, record, first, tokens, log_gap, hidden, start,
+    kind, row, record, first, tokens, among, log_gap, hidden, start,
     table, table_offset, gap_weight, bias, recurrent, recurrent_bias, head, head_bias, head_offset,
     surprise, states, end_surprise,
 ):  # fmt: skip
@@ -101,6 +101,9 @@ def score_and_step(
         (n,) bool: the event opens a session, so its row begins at `start`.
     tokens, log_gap
         (n, F + I) int32 ids, those of F fields and of I inputs that are not predicted; (n,) float32.
+    among
+        (n, G, 2) int32, of the last G fields: what comes is known to be one of the ids from the first number to before
+        the second, so surprise is that of the id given this.
     hidden
         (S, H) float32, advanced in place; the caller owns it.
     table, table_offset, gap_weight, bias
@@ -115,6 +118,7 @@ def score_and_step(
     """
     size = hidden.shape[1]
     fields, inputs = len(head_offset) - 1, tokens.shape[1]
+    free = fields - among.shape[1]
     width = head.shape[1]
     end_width = head_offset[1]
     gates = np.empty(3 * size, f4)
@@ -139,7 +143,10 @@ def score_and_step(
         _add_product(logits, h, head, size, width)
         for f in range(fields):
             low, high = head_offset[f], head_offset[f + 1]
-            surprise[i, f] = _log_sum_exp(logits, low, high) - logits[low + tokens[i, f]]
+            came = logits[low + tokens[i, f]]
+            if f >= free:
+                low, high = low + among[i, f - free, 0], low + among[i, f - free, 1]
+            surprise[i, f] = _log_sum_exp(logits, low, high) - came
         if kind[o] == LATE:
             continue
         gap = log_gap[i]

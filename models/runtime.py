@@ -87,15 +87,16 @@ class GruKernel:
 
     def score_and_step(
         self, kind: NDArray[np.int8], row: NDArray[np.int32], record: NDArray[np.int32], first: NDArray[np.bool_],
-        tokens: NDArray[np.int32], log_gap: F32, hidden: F32,
+        tokens: NDArray[np.int32], log_gap: F32, hidden: F32, among: NDArray[np.int32] | None = None,
     ) -> Scores:  # fmt: skip
         """Score each event before learning it; shapes as in `models.kernels.score_and_step`. `hidden` is untouched."""
+        among = np.empty((len(tokens), 0, 2), np.int32) if among is None else among
         scores = Scores(
             np.empty((len(tokens), len(self.sizes)), np.float32), np.empty((len(kind), self.size), np.float32),
             np.zeros(len(kind), np.float32), np.array(hidden, np.float32, order="C"),
         )  # fmt: skip
         score_and_step(
-            kind, row, record, first, tokens, log_gap, scores.hidden, self.start,
+            kind, row, record, first, tokens, among, log_gap, scores.hidden, self.start,
             self._table, self._table_offset, self._gap_weight, self._bias, self._recurrent, self._recurrent_bias,
             self._head, self._head_bias, self.head_offset, scores.surprise, scores.states, scores.end_surprise,
         )  # fmt: skip

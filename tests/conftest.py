@@ -59,13 +59,22 @@ def make_learned(
 
 
 def make_number_parts(kind: str, seed: int = 0) -> Parts:
-    """Parts of a stream with numbers, `wide` or `named`: cpu is a gauge, sent a counter, size a gauge never learned."""
+    """Parts of a stream with numbers, `wide`, `named` or `parameters`.
+
+    cpu is a gauge, sent a counter (but for parameters, which are gauges all), size a gauge never learned.
+    """
     rng = np.random.default_rng(seed)
     rules = SessionRules(gap_ms=5_000, max_events=12)
     shown = np.stack([rng.normal(50, 20, 300), rng.gamma(2, 40, 300)], axis=1)
     if kind == "wide":
         bins, vocabulary = NumberBins.learn(shown, bins=4), Vocabulary(("action", "status"), WORDS)
         measures, fields = NumberRules(counters=(1,)), ("action", "status", "cpu", "sent")
+    elif kind == "parameters":  # a counter of its own, and two numbers in lines of three kinds
+        said = [["cpu"] * 150 + ["sent"] * 150, ["cpu"] * 300]
+        bins = NumberBins.learn(np.hstack([shown, shown[:, :1]]), [None, *said], bins=4)
+        vocabulary = Vocabulary(("action", "name"), (WORDS[0], ("cpu", "sent", "size")))
+        measures = NumberRules(counters=(0,), named_by=(None, 1, 1), parameters=2)
+        fields = ("action", "name", "grown", "name[0]", "name[1]")
     else:
         named = [name for name in ("cpu", "sent") for _ in range(300)]
         bins = NumberBins.learn(shown.T.reshape(-1, 1), [named], bins=4)
@@ -93,9 +102,9 @@ def parts(learned: Learned) -> Parts:
     )  # fmt: skip
 
 
-@pytest.fixture(params=["tokens", "wide", "named"])
+@pytest.fixture(params=["tokens", "wide", "named", "parameters"])
 def any_parts(request: pytest.FixtureRequest, parts: Parts) -> Parts:
-    """Parts of a stream without numbers, with a field for each, and with one named number a record."""
+    """Parts of a stream without numbers, with a field for each, with one named number, with numbers in messages."""
     return parts if request.param == "tokens" else make_number_parts(request.param)
 
 

@@ -188,6 +188,14 @@ def number_nats(event: Event, measures: tuple[float, ...], learned: Learned, par
     return out
 
 
+def range_of(event: Event, column: int, number: int, parts: Parts) -> tuple[int, int]:
+    """Among which ids the number of a parameter is: missing or one of its template's, where these were learned."""
+    assert parts.learned is not None
+    by = name_column(column, parts)
+    binning = parts.learned.numbers.of(column, None if by is None else event.tokens[by])
+    return (number, number + 1) if binning is None or binning.size == 2 else (1, binning.size)
+
+
 def seasons_of(time_ms: int, wanted: tuple[str, ...]) -> list[int]:
     """Hour of the day and day of the week, from 1."""
     moment = datetime.fromtimestamp(time_ms / 1000, UTC)
@@ -205,10 +213,13 @@ def score_of(
         for words, text in zip(parts.learned.vocabulary.tokens, event.tokens, strict=True)
     ]
     numbers = number_nats(event, measures, parts.learned, parts)
+    among = [range_of(event, column, number, parts) for column, (number, _) in enumerate(numbers)]
+    among = among[len(among) - parts.measures.parameters :]
     ids += [number for number, _ in numbers] + seasons_of(event.time_ms, parts.learned.seasonal)
     scores = parts.learned.kernel.score_and_step(
         np.array([0], np.int8), np.array([0], np.int32), np.array([0], np.int32), np.array([opens]),
         np.array([ids], np.int32), np.array([math.log1p(gap_ms / 1000.0)], np.float32), hidden[None],
+        np.array(among, np.int32).reshape(1, -1, 2),
     )  # fmt: skip
     total = np.float32(0)
     tails = [0.0] * parts.shape.fields + [nats for _, nats in numbers]

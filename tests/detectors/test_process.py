@@ -38,7 +38,7 @@ events_of_a_stream = st.lists(
         st.sampled_from(["view", "add", "pay", "ship", "close", "teleport", None]),
         st.sampled_from(["ok", "failed", "<oov>", None]),
         st.sampled_from([False] * 9 + [True]),
-        st.tuples(a_number, a_number),
+        st.tuples(a_number, a_number, a_number),
     ),
     max_size=60,
 )

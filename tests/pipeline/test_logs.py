@@ -114,7 +114,9 @@ def test_a_strange_number_in_a_usual_line_is_found(logs: Stack) -> None:
         (interval,) = verdict["expected"]["message[0]"]
         assert 0 <= interval["low"] <= interval["median"] <= interval["high"] <= 10
         said = why_of(verdict)
-        assert said.startswith(f"message[0]: in '{verdict['observed']['message']}' came {took:.4g} (<0.01 %), expected ")
+        assert said.startswith(
+            f"message[0]: in '{verdict['observed']['message']}' came {took:.4g} (<0.01 %), expected "
+        )
     assert len(alarms) < 0.1 * len(lines)
 
 
