@@ -327,7 +327,7 @@ class StreamSettings(_Section):
         "is a token; a line of no known template is `<oov>`.",
     )
     parameters: int = Field(
-        1, ge=0, le=4,
+        0, ge=0, le=4,
         description="Logs: how many of a line's numbers, the first ones, the model learns for each template, such as "
         "the milliseconds of `took <*> ms`. They are called message[0], message[1] after the field of the message.",
     )  # fmt: skip

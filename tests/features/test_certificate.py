@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -27,11 +28,12 @@ VOCABULARY = Vocabulary(
 
 def fingerprints(
     *, session: str = "session", time: str | None = "ts", end: Any = "pay", mask: Any = None, secret: bytes = b"0" * 16,
-    templates: Templates = TEMPLATES,
+    templates: Templates = TEMPLATES, parameters: int = 0,
 ) -> dict[str, str]:  # fmt: skip
     decoder = Decoder(
         session, time, ["action", "user.plan", "items[1].sku"], {"action": end}, "message",
-        read_messages=MessageReader(templates).read, masker=make_masker(parse_rules(mask or {}), secret),
+        read_messages=MessageReader(templates, parameters=parameters).read,
+        masker=make_masker(parse_rules(mask or {}), secret),
     )  # fmt: skip
     return certify(decoder, VOCABULARY, session, time, [("action", end)])
 
@@ -67,6 +69,17 @@ def test_what_differs_is_named() -> None:
     masked = {"mask": {"user": "hash"}}
     assert differing(**masked) == {"field user.plan"}
     assert fingerprints(**masked) != fingerprints(**masked, secret=b"1" * 16)
+
+
+def test_numbers_in_messages_are_certified(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Other places of numbers, or another way to read them, show under a name of their own."""
+    text = "Query <*> took <*> ms"
+    templates, other = (replace(Templates.of([text]), numbers={text: places}) for places in ((1, 3), (3,)))
+    usual = fingerprints(templates=templates, parameters=2)
+    assert usual["parameters"] != fingerprints(templates=other, parameters=2)["parameters"]
+    monkeypatch.setattr("features.quantities.read_quantity", lambda token, scaled: float(len(token)))
+    changed = {part for part, mark in fingerprints(templates=templates, parameters=2).items() if mark != usual[part]}
+    assert changed == {"parameters"}
 
 
 def test_a_change_of_code_is_named(monkeypatch: pytest.MonkeyPatch) -> None:

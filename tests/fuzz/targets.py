@@ -22,10 +22,11 @@ from features.event_time import MAX_TIME_MS, parse_time_ms
 from features.number_columns import read_numbers
 from features.numbers import MISSING, NumberBins
 from features.otlp import flatten
+from features.parameters import with_parameters
 from features.redact import redact
 from features.shapes import WILDCARD, shape_of
 from features.template_mining import mine
-from features.templates import Matcher
+from features.templates import Matcher, Template
 from features.text_lines import LineReader
 from tests.fuzz import inputs
 
@@ -134,10 +135,14 @@ def check_redaction(text: str) -> None:
 
 
 def check_templates(text: str) -> None:
-    """Mined lines match one of their templates; any line has an answer, the same each time."""
-    templates = mine([text, "Query 7 took 3 ms"])
+    """Mined lines match one of their templates; any line has an answer, the same each time, and finite numbers."""
+    lines = [text, "Query 7 took 3 ms"]
+    templates = with_parameters(mine(lines), lines * 20, 4)
     found = [Matcher(templates).match([text, f"{text} more"]) for _ in range(2)]
     assert found[0] == found[1]
+    texts, numbers = Matcher(templates).read([text, f"{text} more"], 4)
+    assert [None if t is None else Template(t).id for t in texts] == found[0].ids
+    assert not np.isinf(numbers).any()
     assert found[0].ids[0] is not None or not set(shape_of(text)) - {WILDCARD}
 
 

@@ -56,6 +56,22 @@ def test_kernel_equals_torch_on_every_prefix(hidden: int) -> None:
             np.testing.assert_allclose(-scores.surprise[:, f], wanted, atol=2e-5)
 
 
+def test_what_is_known_of_a_field_is_no_surprise() -> None:
+    """Among some of its ids, a field's surprise is that of the id given these; alone it is 0, and others stay."""
+    rng = np.random.default_rng(4)
+    kernel = GruKernel(make_model(16).weights(), SIZES)
+    tokens, hidden = np.array([[1, 2], [0, 3]], np.int32), rng.normal(size=(2, 16)).astype(np.float32)
+    which, kinds = np.arange(2, dtype=np.int32), np.zeros(2, np.int8)
+    given = kinds, which, which, np.zeros(2, np.bool_), tokens, np.zeros(2, np.float32), hidden
+    free = kernel.score_and_step(*given)
+    known = kernel.score_and_step(*given, np.array([[[1, 4]], [[3, 4]]], np.int32))
+    log_p = kernel.log_probabilities(hidden)[1][0]
+    assert known.surprise[0, 1] == pytest.approx(np.log(np.exp(log_p[1:4]).sum()) - log_p[2], abs=1e-5)
+    assert known.surprise[1, 1] == 0
+    np.testing.assert_array_equal(known.surprise[:, 0], free.surprise[:, 0])
+    np.testing.assert_array_equal(known.hidden, free.hidden)
+
+
 def test_step_equals_forward() -> None:
     """Torch's own `step` after each event equals `forward` over the prefix."""
     model = make_model(32)

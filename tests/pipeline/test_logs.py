@@ -18,7 +18,7 @@ from tests.kafka import Stack, WorkerProcess, as_records, by_id
 from tests.pipeline.test_worker import CLOCK_KEYS, decisions_of, explained, scored_by_file
 
 STREAM = {
-    "kind": "logs", "message": "message", "tokens": ["level"],
+    "kind": "logs", "message": "message", "tokens": ["level"], "parameters": 2,
     "session": {"by": "session", "gap": "20s", "end_when": {"final": True}},
     "promise": {"false_alarm_rate": 0.02},
 }  # fmt: skip
@@ -97,7 +97,7 @@ def test_a_strange_number_in_a_usual_line_is_found(logs: Stack) -> None:
     bundle = read_bundle(directory / str(serving_digest(directory)))
     places = json.loads(bundle.files["parameters.json"])
     assert places["Query <*> took <*> ms"] == [3]
-    assert bundle.content["schema"]["numbers"] == ["message[0]"]
+    assert bundle.content["schema"]["numbers"] == ["message[0]", "message[1]"]
 
     slow = frozenset(range(0, 300, 30))
     lines = list(service_logs(2, 300, slow=slow))
@@ -113,10 +113,8 @@ def test_a_strange_number_in_a_usual_line_is_found(logs: Stack) -> None:
         assert max(verdict["contributions"], key=verdict["contributions"].get) == "message[0]"
         (interval,) = verdict["expected"]["message[0]"]
         assert 0 <= interval["low"] <= interval["median"] <= interval["high"] <= 10
-        said = why_of(verdict)
-        assert said.startswith(
-            f"message[0]: in '{verdict['observed']['message']}' came {took:.4g} (<0.01 %), expected "
-        )
+        line = verdict["observed"]["message"]
+        assert why_of(verdict).startswith(f"message[0]: in '{line}' came {took:.4g} (<0.01 %), expected ")
     assert len(alarms) < 0.1 * len(lines)
 
 

@@ -235,7 +235,10 @@ def test_windows_are_read() -> None:
 
 def test_what_is_learned_stands_in_one_order() -> None:
     """Tokens, a number's name, the message, numbers: the decoder's columns; metrics need no tokens."""
-    logs = {"kind": "logs", "message": "m", "tokens": ["a"], "numbers": {"name": "n", "value": "v"}, "counters": ["x"]}
+    logs = {
+        "kind": "logs", "message": "m", "tokens": ["a"], "numbers": {"name": "n", "value": "v"}, "counters": ["x"],
+        "parameters": 2,
+    }  # fmt: skip
     for section, tokens, fields in (
         (logs, ("a", "n"), ("a", "n", "m", "v")),
         ({"kind": "metrics", "numbers": ["x", "y.z"], "counters": ['y["z"]']}, (), ("x", "y.z")),
