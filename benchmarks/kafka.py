@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import time
 from uuid import uuid4
 
-from confluent_kafka import Consumer, KafkaException, Message, TopicPartition
+from confluent_kafka import Consumer, KafkaError, KafkaException, Message, TopicPartition
 
 _QUIET = {"log_level": 0}
 
@@ -21,7 +22,7 @@ def read_topic(address: str, topic: str) -> list[Message]:
     try:
         for p in sorted(consumer.list_topics(topic, timeout=10).topics[topic].partitions):
             tp = TopicPartition(topic, p, 0)
-            end = consumer.get_watermark_offsets(tp, timeout=10)[1]
+            end = _end_of(consumer, tp)
             consumer.assign([tp])
             # Positions, not last records: transaction markers take offsets too.
             while end > 0 and consumer.position([tp])[0].offset < end:
@@ -29,6 +30,19 @@ def read_topic(address: str, topic: str) -> list[Message]:
     finally:
         consumer.close()
     return found
+
+
+def _end_of(consumer: Consumer, tp: TopicPartition) -> int:
+    """The offset after the last record; of a topic made just now the leader may not know of itself yet."""
+    for _ in range(50):
+        try:
+            return int(consumer.get_watermark_offsets(tp, timeout=10)[1])
+        except KafkaException as error:
+            if not error.args[0].retriable() and error.args[0].code() != KafkaError.NOT_LEADER_FOR_PARTITION:
+                raise
+        time.sleep(0.1)
+    message = f"{tp.topic} has no leader"
+    raise TimeoutError(message)
 
 
 def committed_offsets(address: str, group: str, topic: str, partitions: int) -> dict[int, int]:

@@ -227,7 +227,7 @@ def test_train_from_the_topic(stack: Stack) -> None:
     time.sleep(0.05)
     middle = datetime.now(UTC).isoformat()
     time.sleep(0.05)
-    stack.produce(as_records(shop_events(13, 130, start_ms=1_800_000_000_000)))
+    stack.produce(as_records(shop_events(13, 130, start_ms=1_780_000_000_000)))
     train = ("train", "-s", "orders", "--from-topic", "--json")
 
     done = stack.run(*train, "--until", middle)
@@ -239,7 +239,7 @@ def test_train_from_the_topic(stack: Stack) -> None:
 
     later = json.loads(stack.run(*train, "--since", middle).stdout)
     assert later["data"]["records"] == sum(stack.ends().values()) - len(early) - 2
-    assert later["data"]["first_ms"] >= 1_800_000_000_000
+    assert later["data"]["first_ms"] >= 1_780_000_000_000
 
     assert fails(stack, 1, (*train, "--until", "1h"), "the history holds 0 sessions")
     assert fails(stack, 2, (*train, "--since", "yesterday"), "'yesterday' is no time: write 2026-01-31T12:00:00Z")
