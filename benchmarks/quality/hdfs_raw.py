@@ -1,8 +1,9 @@
 """Raw Hadoop lines through the real broker and worker: mined, matched, sessionised by block; against given event ids.
 
-The same sessions come twice: as raw lines, read by a pattern and our own templates, and as events whose ids came with
-the data. The model is trained on the first normal sessions and judges the rest; what templates cost or bring is the
-difference in F1. The data is read from beside the repository and never copied into it.
+The same sessions come three times: as raw lines, read by a pattern and our own templates; the same with numbers in the
+lines; and as events whose ids came with the data. The model is trained on the first normal sessions and judges the
+rest; what templates and numbers cost or bring is the difference in F1. The data is read from beside the repository and
+never copied into it.
 """
 
 from __future__ import annotations
@@ -26,8 +27,10 @@ from pipeline.broker import LocalBroker
 _LEARNED = 0.6  # of the normal sessions, the first ones
 _PATTERN = r"(?P<stamp>\d+ \d+) \d+ (?P<level>[A-Z]+) (?P<logger>[^:]+): (?P<message>.*?(?P<block>blk_-?\d+).*)"
 _SESSION = {"by": "block", "gap": "1h"}  # a block is written, and hours later deleted: two sessions of one name
+_RAW = {"kind": "logs", "format": "text", "pattern": _PATTERN, "message": "message"}
 _WAYS: dict[str, dict[str, Any]] = {
-    "raw": {"kind": "logs", "format": "text", "pattern": _PATTERN, "message": "message"},
+    "raw": _RAW,
+    "numbers": _RAW | {"parameters": 1},
     "given": {"tokens": ["event"]},
 }
 
@@ -54,7 +57,7 @@ def run(screen: Console, *, blocks: int | None = None, promise: float = 0.01) ->
             for file, chosen in (("train.jsonl", True), ("test.jsonl", False)):
                 _write(folder / file, (line for line in lines if (line["_key"] in training) is chosen))
             offbeat(folder, "train", "-s", "hdfs", "--input", "train.jsonl")
-            decisions = play_through(folder, broker.address, as_text=way == "raw")
+            decisions = play_through(folder, broker.address, as_text=way != "given")
             offbeat(folder, "score", "-s", "hdfs", "--input", "back.jsonl", "--output", "verdicts.jsonl")
             verdicts = [json.loads(line) for line in (folder / "verdicts.jsonl").read_text().splitlines()]
         alarmed = dict.fromkeys((v["session"] for v in verdicts if v["type"] == "session"), False)
@@ -88,7 +91,7 @@ def _lines(way: str) -> Iterable[dict[str, Any]]:
         for text, row in zip(raw, _table("raw_index.csv.gz"), strict=True):
             about = {"_key": row["block_id"], "_timestamp_ms": 1_000 * int(row["ts"])}
             given = {"block": row["block_id"], "event": f"E{row['event_id']}"}
-            yield about | ({"_value": text.rstrip("\n")} if way == "raw" else given)
+            yield about | (given if way == "given" else {"_value": text.rstrip("\n")})
 
 
 def _write(path: Path, lines: Iterable[dict[str, Any]]) -> None:
