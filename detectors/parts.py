@@ -154,6 +154,7 @@ class Parts:
         """(n, P, 2) among which ids those of parameters are, as the line's template tells (`NumberEncoder.among`).
 
         So whether a line has a parameter is no surprise beside that of its template, and neither is which bins it has.
+        Their surprise is less its mean: a number that is as usual adds about 0, however widely its like are spread.
         """
         return self._among(ids, self.measures.names(events))
 

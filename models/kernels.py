@@ -103,7 +103,7 @@ def score_and_step(
         (n, F + I) int32 ids, those of F fields and of I inputs that are not predicted; (n,) float32.
     among
         (n, G, 2) int32, of the last G fields: what comes is known to be one of the ids from the first number to before
-        the second, so surprise is that of the id given this.
+        the second, so surprise is that of the id given this; less its mean, the entropy of what is predicted.
     hidden
         (S, H) float32, advanced in place; the caller owns it.
     table, table_offset, gap_weight, bias
@@ -146,7 +146,11 @@ def score_and_step(
             came = logits[low + tokens[i, f]]
             if f >= free:
                 low, high = low + among[i, f - free, 0], low + among[i, f - free, 1]
-            surprise[i, f] = _log_sum_exp(logits, low, high) - came
+            total = _log_sum_exp(logits, low, high)
+            surprise[i, f] = total - came
+            if f >= free:
+                for j in range(low, high):  # less its mean
+                    surprise[i, f] -= _exp(logits[j] - total) * (total - logits[j])
         if kind[o] == LATE:
             continue
         gap = log_gap[i]

@@ -107,7 +107,7 @@ def _shown(value: str | float | None) -> str:
 
 
 def _probability(nats: float) -> float:
-    return math.exp(-nats)
+    return min(math.exp(-nats), 1.0)
 
 
 def _percent(probability: float) -> str:
