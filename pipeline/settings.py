@@ -640,7 +640,7 @@ class Settings(_Section):
             try:
                 stream._check_that_windows_fit(min(stream.session.gap, self.state.ttl))  # noqa: SLF001 (of this module)
             except ValueError as error:
-                message = f"stream {name}: {error}"
+                message = f"stream {name}: {error}; the shorter of session.gap and state.ttl counts"
                 raise ValueError(message) from None
         return self
 

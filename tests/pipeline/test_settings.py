@@ -211,7 +211,7 @@ def test_numbers_that_cannot_be_learned_are_refused(section: dict[str, Any], sen
         ({"window": {"size": "1m", "aggregate": ["max", "max"]}}, "a window needs an aggregate, each at most once"),
         ({"window": {"size": "1m", "aggregate": ["p42"]}}, "'p42' is no aggregate; there are mean, min"),
         ({"window": {"size": "1m", "aggregate": ["last"]}, "counters": ["x"]}, "last of a counter would tell"),
-        ({"window": {"size": "1h"}}, "session.gap is shorter than windows are apart"),
+        ({"window": {"size": "1h"}}, "session.gap or state.ttl is shorter than windows are apart"),
     ],
 )
 def test_windows_that_cannot_be_are_refused(section: dict[str, Any], sentence: str) -> None:
