@@ -208,8 +208,12 @@ async def _disk_full(fault: Fault, scene: Scene) -> None:
 def set_back(folder: Path) -> None:
     """Let a RocksDB say that it was last in step with its changelog long ago."""
     from pipeline.cold_rows import ColdRows
+    from pipeline.errors import DamagedStateError
 
-    cold = ColdRows(folder)
+    try:
+        cold = ColdRows(folder)
+    except DamagedStateError:  # the worker died while it made it, and will find that out itself
+        return
     try:
         cold.write({}, cold.position, cold.in_step_ms - _TOO_OLD_MS)
     finally:
@@ -219,8 +223,12 @@ def set_back(folder: Path) -> None:
 def damage(folder: Path, rng: random.Random) -> None:
     """Change one byte of some session rows."""
     from pipeline.cold_rows import ColdRows, session_key
+    from pipeline.errors import DamagedStateError
 
-    cold = ColdRows(folder)
+    try:
+        cold = ColdRows(folder)
+    except DamagedStateError:  # as above
+        return
     try:
         rows = list(cold.sessions())
         for name, value in rng.sample(rows, min(len(rows), _DAMAGED)):

@@ -141,5 +141,6 @@ def _saved(row: Row, bundle: int) -> dict[str, Any]:
     return {
         "events": row.events, "first_ms": row.first_ms, "last_ms": row.last_ms, "applied": row.applied,
         "worst": struct.pack("<f", row.worst), "worst_offset": row.worst_offset, "bundle": bundle,
-        "hidden": row.hidden.astype("<f4").tobytes(), "context": row.context, "beyond": [],
+        "hidden": row.hidden.astype("<f4").tobytes(), "beyond": [],
+        "context": [(time_ms, hashes) for time_ms, hashes, _ in row.context],
     }  # fmt: skip

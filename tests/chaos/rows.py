@@ -1,4 +1,4 @@
-"""Saved rows read by hand: session rows of format version 1, and partition rows. Shares no code with the product."""
+"""Saved rows read by hand: session rows of format version 2, and partition rows. Shares no code with the product."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 from zlib import crc32
 
-_HEAD = struct.Struct("<2sBBHH")  # magic, version, token fields, hidden size, events of context
+_HEAD = struct.Struct("<2sBBHHHH")  # magic, version, token fields; hidden size, events of context, numbers, counters
 _COLUMNS = struct.Struct("<qqqq4sqQ")
 
 
@@ -19,13 +19,13 @@ def read_session(value: bytes) -> dict[str, Any]:
     Raises
     ------
     ValueError
-        It is no whole row of version 1.
+        It is no whole row of version 2. Numbers, counters and what waits are not read: a storm's stream has none.
     """
     if crc32(value[:-4]) != int.from_bytes(value[-4:], "little"):
         message = "its checksum differs"
         raise ValueError(message)
-    magic, version, fields, hidden, context = _HEAD.unpack_from(value)
-    if (magic, version) != (b"OB", 1):
+    magic, version, fields, hidden, context, _, _ = _HEAD.unpack_from(value)
+    if (magic, version) != (b"OB", 2):
         message = f"it begins with {magic!r} and version {version}"
         raise ValueError(message)
     at = _HEAD.size

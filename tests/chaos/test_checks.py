@@ -21,7 +21,7 @@ from tests.chaos.rows import read_session
 from tests.chaos.schedule import FAULTS, SESSION_TIMEOUT_S, WORKERS, make_schedule
 from tests.chaos.workload import GAP_MS, MAX_EVENTS, records
 
-GOLDEN = Path(__file__).parents[1] / "golden" / "row-v1.json"
+GOLDEN = Path(__file__).parents[1] / "golden" / "row-v2.json"
 
 
 @pytest.fixture
@@ -45,12 +45,12 @@ def saved(expected: Expected) -> dict[bytes, bytes]:
 
 
 def packed(row: dict, fields: int = 2, width: int = 6) -> bytes:  # type: ignore[type-arg]
-    """A session row of format version 1."""
+    """A session row of format version 2."""
     times, tokens = [0] * width, [0] * width * fields
     for k, (time_ms, hashes) in enumerate(row["context"], row["events"] - len(row["context"])):
         times[k % width] = time_ms
         tokens[k % width * fields : (k % width + 1) * fields] = hashes
-    head = struct.pack("<2sBBHH", b"OB", 1, fields, len(row["hidden"]) // 4, width)
+    head = struct.pack("<2sBBHHHH", b"OB", 2, fields, len(row["hidden"]) // 4, width, 0, 0)
     columns = struct.pack(
         "<qqqq4sqQ", row["events"], row["first_ms"], row["last_ms"], row["applied"], row["worst"], row["worst_offset"],
         row["bundle"],
@@ -69,7 +69,7 @@ def test_rows_as_they_should_be_pass(saved: dict[bytes, bytes], expected: Expect
     assert check_rows("here", saved, expected) == []
 
 
-@pytest.mark.parametrize("at", [8, 16, 24, 32, 40, 44, 52, 60, 90, 124, 172])
+@pytest.mark.parametrize("at", [12, 20, 28, 36, 44, 48, 56, 64, 94, 128, 176])
 def test_one_changed_bit_is_found(at: int, saved: dict[bytes, bytes], expected: Expected) -> None:
     """A bit of any column of any row that differs is named, even where the checksum is right."""
     key = next(k for k, v in saved.items() if k[:1] == b"s" and int.from_bytes(v[8:16], "little") >= 1)
