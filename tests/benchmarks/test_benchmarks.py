@@ -43,4 +43,4 @@ def test_smoke(kafka_address: str, tmp_path: Path) -> None:
     assert found["results"][0]["records_per_s_median"] > 0
     raw = [result for result in found["results"] if result["benchmark"] == "hdfs_raw"]
     assert len(raw) == hdfs_raw.available()
-    assert all(result["raw_differences"] == result["given_differences"] == 0 for result in raw)
+    assert all(result["raw_differences"] == 0 for result in raw)
