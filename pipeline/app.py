@@ -21,8 +21,9 @@ from pipeline.pulse import SESSION_TIMEOUT_S
 from pipeline.recovery import Recovery
 from pipeline.repartition import Repartitioner, Route
 from pipeline.serving import make_live_decoder, make_parts, make_session_decoder, state_fingerprint
-from pipeline.settings import Settings, StreamSettings
+from pipeline.settings import Settings
 from pipeline.standby import Standbys
+from pipeline.stream_settings import StreamSettings
 from pipeline.topic_ids import TopicIds
 from pipeline.topics import OUTPUTS, changelog_topic, controls_topic, output_topic
 from pipeline.transport import SliceApp

@@ -14,7 +14,7 @@ from features.field_search import lacking, nearest
 from features.paths import format_path, parse_path
 from features.text_lines import LineReader
 from pipeline.errors import ConfigError
-from pipeline.settings import StreamSettings
+from pipeline.stream_settings import StreamSettings
 
 
 def check_fields(partitions: Iterable[Iterable[Record]], stream: StreamSettings) -> None:

@@ -18,7 +18,7 @@ from pipeline.errors import TopicError, UsageError
 from pipeline.field_check import check_fields
 from pipeline.samples import events_of
 from pipeline.score import read_lines
-from pipeline.settings import StreamSettings
+from pipeline.stream_settings import StreamSettings
 from pipeline.units import parse_duration_ms
 
 READ_TIMEOUT_S = 30.0

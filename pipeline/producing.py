@@ -13,7 +13,7 @@ from pipeline.clients import Clients
 from pipeline.errors import BrokerUnavailableError, TopicError
 from pipeline.score import Line, read_lines
 from pipeline.serving import make_session_decoder
-from pipeline.settings import StreamSettings
+from pipeline.stream_settings import StreamSettings
 
 _CHUNK = 500
 _FLUSH_S = 60.0

@@ -21,15 +21,8 @@ from pydantic import BaseModel, Field, SecretStr, TypeAdapter
 from pydantic.fields import FieldInfo
 
 from pipeline.metrics import Metrics
-from pipeline.settings import (
-    LATER_KEYS,
-    LATER_VALUES,
-    DurationMs,
-    NamedNumbers,
-    Scalar,
-    Settings,
-    StreamSettings,
-)
+from pipeline.settings import LATER_KEYS, LATER_VALUES, Settings
+from pipeline.stream_settings import DurationMs, NamedNumbers, Scalar, StreamSettings
 from pipeline.units import format_duration_ms
 from pipeline.wire import MESSAGES
 

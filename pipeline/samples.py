@@ -8,7 +8,7 @@ from typing import Any, TypeVar, cast
 
 from features.events import Record
 from features.otlp import samples_of
-from pipeline.settings import StreamSettings
+from pipeline.stream_settings import StreamSettings
 
 R = TypeVar("R", bound=Record)
 

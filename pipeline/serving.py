@@ -28,7 +28,8 @@ from features.windows import window_columns
 from models.bundle import read_bundle, serving_digest
 from models.errors import BundleError
 from pipeline.errors import UsageError
-from pipeline.settings import Settings, StreamSettings
+from pipeline.settings import Settings
+from pipeline.stream_settings import StreamSettings
 
 
 def make_decoder(
