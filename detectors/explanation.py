@@ -81,7 +81,7 @@ def _expected(
 ) -> dict[str, Any]:
     """The likeliest tokens, and of numbers where they should lie; of named ones those of `names`, if they are known."""
     expected: dict[str, Any] = {}
-    for f, (field, log_p) in enumerate(zip(parts.fields, learned.kernel.log_probabilities(state[None]), strict=True)):
+    for f, (field, log_p) in enumerate(zip(parts.fields, learned.runtime.log_probabilities(state[None]), strict=True)):
         p = log_p[0]
         if f < parts.shape.fields:
             top = np.argsort(-p, kind="stable")[:TOP].tolist()

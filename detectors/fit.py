@@ -19,7 +19,7 @@ from detectors.parts import NO_NUMBERS, NO_TEMPLATES, Learned, Parts, pack
 from detectors.process import Verdicts, process_batch
 from detectors.rows import PartitionState, SessionRows
 from features.events import Events
-from features.measures import LEAST_SPAN_MS, SEASONS, measure
+from features.measures import LEAST_SPAN_MS, measure
 from features.messages import MessageReader
 from features.numbers import UNKNOWN, NumberBins
 from features.parameters import with_parameters
@@ -28,7 +28,7 @@ from features.template_mining import mine
 from features.templates import Templates
 from features.tokens import OOV, RARE, TokenEncoder, Vocabulary
 from models.errors import UnsuitableDataError
-from models.runtime import GruKernel
+from models.runtime import Runtime, load_runtime
 from models.training import Epoch, Sequence, TrainingOptions, train
 
 # Shares of the sessions, in order of their first events: to learn from, to stop at, and (the rest) to calibrate on.
@@ -106,21 +106,19 @@ def fit(
     # Where nothing is rare, `<rare>` never comes, and there is no need to learn from it.
     unknown = (OOV, RARE) if any(map(len, vocabulary.rare or ())) else (OOV,)
     others = len(parts.number_fields) + len(seasonal)
-    options = TrainingOptions(
-        hidden=parts.shape.hidden, seed=seed, unknown=(unknown,) * parts.shape.fields + ((UNKNOWN,),) * others
-    )
-    sizes, inputs = (*vocabulary.sizes, *numbers.sizes), tuple(1 + SEASONS[name] for name in seasonal)
+    options = TrainingOptions(seed=seed, unknown=(unknown,) * parts.shape.fields + ((UNKNOWN,),) * others)
+    spec = parts.spec(vocabulary, numbers, seasonal)
     epochs: list[Epoch] = []
 
     def progress(epoch: Epoch) -> None:
         epochs.append(epoch)
         on_epoch(epoch)
 
-    weights = train(learning, validation, sizes, options, progress, clock, inputs)
-    records, sessions = _calibrate(partitions, role == 2, parts, GruKernel(weights, sizes, inputs))
+    weights = train(learning, validation, spec, options, progress, clock)
+    records, sessions = _calibrate(partitions, role == 2, parts, load_runtime(spec, weights))
     content = {
         "stream": parts.stream,
-        "schema": parts.schema | {"core": "gru", "seasonal": list(seasonal)},
+        "schema": parts.schema | {"seasonal": list(seasonal)},
         "rules": {"gap_ms": parts.rules.gap_ms, "max_events": parts.rules.max_events},
         "data": _data_span(partitions, first_ms),
         "training": {
@@ -262,7 +260,7 @@ def _sequences(partition: _Partition, chosen: NDArray[np.bool_], parts: Parts) -
 
 
 def _calibrate(
-    partitions: list[_Partition], held_back: NDArray[np.bool_], parts: Parts, model: GruKernel
+    partitions: list[_Partition], held_back: NDArray[np.bool_], parts: Parts, model: Runtime
 ) -> tuple[Calibration, Calibration]:
     """Score the history as a worker would; keep the scores of records and of ended sessions held back."""
     assert parts.learned is not None, "vocabulary and bins are known by now"

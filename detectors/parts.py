@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
@@ -25,11 +25,13 @@ from features.tokens import TokenEncoder, Vocabulary, stable_hash
 from features.windows import WindowRules
 from models.bundle import Bundle
 from models.errors import BundleError
-from models.runtime import GruKernel
+from models.runtime import Runtime, load_runtime
+from models.spec import ModelSpec
 
 NO_TEMPLATES = Templates(())
 NO_NUMBERS = NumberBins(())
 NO_RULES = NumberRules()
+USUAL_MODEL = ModelSpec("gru", 64, ())
 VOCABULARY_VERSION = 2  # the first had no version in its file, and no `<rare>`
 
 
@@ -55,7 +57,7 @@ class Learned:
 
     digest: str
     vocabulary: Vocabulary
-    model: GruKernel | None  # none while it is being trained
+    model: Runtime | None  # none while it is being trained
     records: Calibration
     sessions: Calibration
     templates: Templates = NO_TEMPLATES
@@ -65,7 +67,7 @@ class Learned:
     usual: dict[str, float] | None = None
 
     @property
-    def kernel(self) -> GruKernel:
+    def runtime(self) -> Runtime:
         """The model, which there is but in training."""
         assert self.model is not None, "a bundle has a model"
         return self.model
@@ -86,6 +88,8 @@ class Parts:
         What is learned: the token fields, of which `shape` tells how many, and then the numbers.
     learned
         None until a bundle serves.
+    model
+        What is trained for it, still without sizes.
     measures
         What the number columns are.
     windows
@@ -109,15 +113,22 @@ class Parts:
     measures: NumberRules = NO_RULES
     windows: WindowRules | None = None
     watch: SchemaWatch | None = None
+    model: ModelSpec = USUAL_MODEL
 
     @property
     def schema(self) -> dict[str, Any]:
         """What a bundle must have been trained with, as its manifest holds it."""
         rules, numbers = self.measures, self.number_fields
         return {
-            "tokens": list(self.fields[: self.shape.fields]), "hidden": self.shape.hidden, "numbers": list(numbers),
+            "tokens": list(self.fields[: self.shape.fields]), "core": self.model.core,
+            "hidden": self.model.hidden, "numbers": list(numbers),
             "counters": [*(numbers[column] for column in rules.counters), *rules.counter_names],
         }  # fmt: skip
+
+    def spec(self, vocabulary: Vocabulary, numbers: NumberBins, seasonal: Sequence[str]) -> ModelSpec:
+        """The model over what was learned of the fields."""
+        inputs = tuple(1 + SEASONS[name] for name in seasonal)
+        return replace(self.model, sizes=(*vocabulary.sizes, *numbers.sizes), inputs=inputs)
 
     @property
     def number_fields(self) -> tuple[str, ...]:
@@ -245,7 +256,7 @@ def unpack(bundle: Bundle, parts: Parts) -> Learned:
         The bundle was trained for other fields or another hidden size, or a file does not hold what it should.
     """
     wanted = parts.schema
-    schema: dict[str, Any] = {"numbers": [], "counters": []} | bundle.content.get("schema", {})
+    schema: dict[str, Any] = {"core": "gru", "numbers": [], "counters": []} | bundle.content.get("schema", {})
     differs = [part for part, value in wanted.items() if schema.get(part) != value]
     if differs:
         message = (
@@ -270,7 +281,8 @@ def unpack(bundle: Bundle, parts: Parts) -> Learned:
     except (KeyError, ValueError, SafetensorError) as error:
         message = f"bundle {bundle.digest[:12]} lacks a part ({error}); run `offbeat train --promote`"
         raise BundleError(message) from None
-    model = GruKernel(weights, (*vocabulary.sizes, *bins.sizes), tuple(1 + SEASONS[name] for name in seasonal))
+    spec = parts.spec(vocabulary, bins, seasonal)
+    model = load_runtime(spec, weights)
     return Learned(bundle.digest, vocabulary, model, records, sessions, templates, certificate, bins, seasonal, usual)
 
 

@@ -178,7 +178,7 @@ def _surprise(
     if parts.learned is None:
         nowhere = np.zeros((m, rows.hidden.shape[1]), np.float32)
         return np.full((n, len(parts.fields)), np.nan, np.float32), np.full(m, np.nan, np.float32), nowhere, rows.hidden
-    scores = parts.learned.kernel.score_and_step(
+    scores = parts.learned.runtime.score_and_step(
         walk.kind, walk.row, walk.record, walk.first,
         ids, log_gaps(walk.gap_ms), rows.hidden, among,
     )  # fmt: skip
@@ -230,7 +230,7 @@ def rebuild_stale(rows: SessionRows, parts: Parts) -> SessionRows:
     which = np.repeat(np.arange(len(stale), dtype=np.int32), lengths)
     n = len(times)
     ids = parts.ids_of_context(hashes, measures, times)
-    scores = learned.kernel.score_and_step(
+    scores = learned.runtime.score_and_step(
         np.zeros(n, np.int8), which, np.arange(n, dtype=np.int32), first,
         ids, log_gaps(gaps), np.zeros((len(stale), rows.hidden.shape[1]), np.float32),
         parts.among_of_context(hashes, ids),

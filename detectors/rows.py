@@ -135,7 +135,7 @@ DTYPES: dict[str, str] = {
 
 @dataclass(frozen=True)
 class RowShape:
-    """What a row's width depends on: hidden size, events of context, token fields, numbers, counters among these."""
+    """What a row's width depends on: hidden state, events of context, token fields, numbers, counters among these."""
 
     hidden: int
     context: int

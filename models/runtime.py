@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from models.errors import BundleError
 from models.kernels import input_table, log_probabilities, score_and_step
+from models.spec import ModelSpec
 
 F32 = NDArray[np.float32]
 
@@ -23,17 +25,44 @@ class Scores:
     surprise
         (n, F) float32: minus log-likelihood of each field, in nats, under the state before the event.
     states
-        (m, H) float32: the state each operation was scored under.
+        (m, H) float32: what the heads read, which each operation was scored under.
     end_surprise
         (m,) float32: surprise of a session's end; defined where the operation is an end.
     hidden
-        (S, H) float32 after the slice.
+        (S, width) float32 after the slice, as wide as the rows are.
     """
 
     surprise: F32
     states: F32
     end_surprise: F32
     hidden: F32
+
+
+class Runtime(Protocol):
+    """What serves a model."""
+
+    def score_and_step(
+        self, kind: NDArray[np.int8], row: NDArray[np.int32], record: NDArray[np.int32], first: NDArray[np.bool_],
+        tokens: NDArray[np.int32], log_gap: F32, hidden: F32, among: NDArray[np.int32] | None = None,
+    ) -> Scores:  # fmt: skip
+        """Score each event before learning it; shapes as in `models.kernels.score_and_step`. `hidden` is untouched.
+
+        `hidden` may be wider than the model's state; what lies beyond stays as it is.
+        """
+
+    def log_probabilities(self, states: F32) -> list[F32]:
+        """(k, V_f) per field for (k, H) of what heads read; the first field's last column is the session's end."""
+
+
+def load_runtime(spec: ModelSpec, weights: Mapping[str, F32]) -> Runtime:
+    """The runtime for a model.
+
+    Raises
+    ------
+    BundleError
+        The weights do not fit the model.
+    """
+    return GruKernel(weights, spec.sizes, spec.inputs)
 
 
 class GruKernel:
@@ -89,7 +118,7 @@ class GruKernel:
         self, kind: NDArray[np.int8], row: NDArray[np.int32], record: NDArray[np.int32], first: NDArray[np.bool_],
         tokens: NDArray[np.int32], log_gap: F32, hidden: F32, among: NDArray[np.int32] | None = None,
     ) -> Scores:  # fmt: skip
-        """Score each event before learning it; shapes as in `models.kernels.score_and_step`. `hidden` is untouched."""
+        """As `Runtime.score_and_step` says."""
         among = np.empty((len(tokens), 0, 2), np.int32) if among is None else among
         scores = Scores(
             np.empty((len(tokens), len(self.sizes)), np.float32), np.empty((len(kind), self.size), np.float32),
@@ -103,6 +132,6 @@ class GruKernel:
         return scores
 
     def log_probabilities(self, states: F32) -> list[F32]:
-        """(k, V_f) per field for (k, H) states; the first field's last column is the end of the session."""
+        """As `Runtime.log_probabilities` says."""
         flat = log_probabilities(np.ascontiguousarray(states), self._head, self._head_bias, self.head_offset)
         return [flat[:, low:high] for low, high in zip(self.head_offset, self.head_offset[1:], strict=False)]

@@ -12,7 +12,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from models.errors import UnsuitableDataError
-from models.gru import GruModel
+from models.family import SequenceModel, make_model
+from models.spec import ModelSpec
 
 LEAST_GAIN = 1e-3  # share of the validation loss an epoch must win to count as progress
 IGNORED = -100  # torch's mark for a target that counts nothing
@@ -31,7 +32,6 @@ class Sequence:
 class TrainingOptions:
     """How long and how hard; the defaults suit from a thousand sessions up."""
 
-    hidden: int = 64
     seed: int = 0
     max_epochs: int = 40
     patience: int = 4  # epochs without a better validation loss before we stop
@@ -54,17 +54,13 @@ class Epoch:
 
 
 def train(
-    sequences: list[Sequence], validation: list[Sequence], sizes: tuple[int, ...], options: TrainingOptions,
-    on_epoch: Callable[[Epoch], None], clock: Callable[[], float], inputs: tuple[int, ...] = (),
+    sequences: list[Sequence], validation: list[Sequence], spec: ModelSpec, options: TrainingOptions,
+    on_epoch: Callable[[Epoch], None], clock: Callable[[], float],
 ) -> dict[str, NDArray[np.float32]]:  # fmt: skip
-    """Fit a GRU to sessions and return the weights that did best on `validation`.
+    """Fit a model to sessions and return the weights that did best on `validation`.
 
     Parameters
     ----------
-    sizes
-        Vocabulary size per field, the reserved ids included.
-    inputs
-        Likewise of further inputs, which are not predicted.
     clock
         Seconds, for the speed shown in progress; it changes nothing else.
 
@@ -81,7 +77,7 @@ def train(
     torch.set_num_threads(1)
     torch.manual_seed(options.seed)
     shuffle = np.random.default_rng(options.seed)
-    model = GruModel(sizes, options.hidden, inputs)
+    model = make_model(spec)
     optimizer = torch.optim.AdamW(model.parameters(), lr=options.learning_rate, weight_decay=1e-4)
     # The learning rate halves after two epochs that bring nothing, so a small data set still ends in a fine minimum.
     schedule = torch.optim.lr_scheduler.ReduceLROnPlateau(optimizer, factor=0.5, patience=1)
@@ -107,30 +103,30 @@ def train(
 
 
 def _epoch(
-    model: GruModel, sequences: list[Sequence], options: TrainingOptions,
+    model: SequenceModel, sequences: list[Sequence], options: TrainingOptions,
     shuffle: np.random.Generator | None, optimizer: torch.optim.Optimizer | None,
 ) -> tuple[float, int]:  # fmt: skip
     """One pass; learns when there is an optimizer. Returns nats per event and the number of events."""
     total, events = 0.0, 0
     for batch in _batches(sequences, options.batch_tokens, shuffle):
-        tokens, log_gap, targets = pad(batch, model.sizes)
-        hidden = model.start_state(len(batch))
+        tokens, log_gap, targets = pad(batch, model.spec.sizes)
+        state = model.start_state(len(batch))
         events += sum(len(s.log_gap) for s in batch)
         for low in range(0, tokens.shape[1], options.chunk):
             part = slice(low, low + options.chunk)
             inputs = tokens[:, part]
             if optimizer is not None and shuffle is not None:
                 inputs = _forget_some(inputs, options, shuffle)
-            after = model(inputs, log_gap[:, part], hidden)
-            states = torch.cat([hidden.unsqueeze(1), after[:, :-1]], dim=1)
-            loss = loss_of(model, states, targets[:, part])
+            after, next_state = model(inputs, log_gap[:, part], state)
+            before = torch.cat([state[:, None, : model.spec.hidden], after[:, :-1]], dim=1)
+            loss = loss_of(model, before, targets[:, part])
             total += float(loss.detach())
             if optimizer is not None:
                 optimizer.zero_grad()
                 (loss / max(1, int((targets[:, part, 0] != IGNORED).sum()))).backward()  # type: ignore[no-untyped-call]
                 torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
                 optimizer.step()
-            hidden = after[:, -1].detach()
+            state = next_state.detach()
     return total / max(events, 1), events
 
 
@@ -157,9 +153,9 @@ def pad(batch: list[Sequence], sizes: tuple[int, ...]) -> tuple[Tensor, Tensor, 
     return torch.from_numpy(tokens), torch.from_numpy(log_gap), torch.from_numpy(targets)
 
 
-def loss_of(model: GruModel, states: Tensor, targets: Tensor) -> Tensor:
-    """Summed surprise in nats of (B, T, F) targets under (B, T, H) states."""
-    parts = model.log_probabilities(states)
+def loss_of(model: SequenceModel, outputs: Tensor, targets: Tensor) -> Tensor:
+    """Summed surprise in nats of (B, T, F) targets under (B, T, H) outputs."""
+    parts = model.log_probabilities(outputs)
     losses = [
         torch.nn.functional.nll_loss(
             part.flatten(0, 1), targets[..., f].flatten(), ignore_index=IGNORED, reduction="sum"

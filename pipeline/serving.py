@@ -27,6 +27,7 @@ from features.unmatched import Unmatched
 from features.windows import window_columns
 from models.bundle import read_bundle, serving_digest
 from models.errors import BundleError
+from models.spec import ModelSpec, state_size
 from pipeline.errors import UsageError
 from pipeline.settings import Settings
 from pipeline.stream_settings import StreamSettings
@@ -135,15 +136,18 @@ def make_parts(settings: Settings, name: str, learned: Learned | None) -> Parts:
         numbers = window_columns(stream.number_fields, windows)
     measures = _measures(stream) if windows is None else NumberRules(seasonal=stream.seasons)
     counters = len(measures.counters) or len(measures.counter_names)
+    model = ModelSpec(stream.model.core, stream.model.hidden, (), (), stream.model.context)
+    state = state_size(model.core, model.hidden, model.window, words + len(numbers) + len(stream.seasons))
     return Parts(
         stream=name,
         topic=settings.topic_of(name),
         fields=(*stream.fields[:words], *numbers),
-        shape=RowShape(stream.model.hidden, stream.model.context, words, len(numbers), counters),
+        shape=RowShape(state, stream.model.context, words, len(numbers), counters),
         rules=_rules(settings, stream),
         rate=stream.promise.false_alarm_rate,
         encoder=TokenEncoder(words, None if learned is None else learned.vocabulary),
         learned=learned,
+        model=model,
         remembered=0 if stream.duplicates.id is None else stream.duplicates.remember,
         sends_late=stream.late.send,
         measures=measures,

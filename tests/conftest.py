@@ -21,10 +21,12 @@ from features.numbers import NumberBins
 from features.sessions import SessionRules
 from features.tokens import TokenEncoder, Vocabulary
 from models.runtime import GruKernel
+from models.spec import ModelSpec
 from tests.kafka import Stack, write_untrained_bundle
 
 WORDS = (("view", "add", "pay", "ship", "close"), ("ok", "failed"))
 HIDDEN, CONTEXT = 16, 6
+MODEL = ModelSpec("gru", HIDDEN, ())
 
 
 def random_weights(
@@ -83,8 +85,9 @@ def make_number_parts(kind: str, seed: int = 0) -> Parts:
     learned = make_learned(seed, vocabulary=vocabulary, numbers=bins, seasonal=("hour", "weekday"))
     shape = RowShape(HIDDEN, CONTEXT, 2, len(fields) - 2, 1)
     return Parts(
-        "orders", "shop.orders", fields, shape, rules, 0.1, TokenEncoder(2, vocabulary), learned, measures=measures
-    )
+        "orders", "shop.orders", fields, shape, rules, 0.1, TokenEncoder(2, vocabulary), learned, measures=measures,
+        model=MODEL,
+    )  # fmt: skip
 
 
 @pytest.fixture(scope="session")
@@ -98,7 +101,7 @@ def parts(learned: Learned) -> Parts:
     return Parts(
         stream="orders", topic="shop.orders", fields=("action", "status"), shape=RowShape(HIDDEN, CONTEXT, 2),
         rules=SessionRules(gap_ms=5_000, max_events=12), rate=0.1, encoder=TokenEncoder(2, learned.vocabulary),
-        learned=learned,
+        learned=learned, model=MODEL,
     )  # fmt: skip
 
 

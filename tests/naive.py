@@ -216,7 +216,7 @@ def score_of(
     among = [range_of(event, column, number, parts) for column, (number, _) in enumerate(numbers)]
     among = among[len(among) - parts.measures.parameters :]
     ids += [number for number, _ in numbers] + seasons_of(event.time_ms, parts.learned.seasonal)
-    scores = parts.learned.kernel.score_and_step(
+    scores = parts.learned.runtime.score_and_step(
         np.array([0], np.int8), np.array([0], np.int32), np.array([0], np.int32), np.array([opens]),
         np.array([ids], np.int32), np.array([math.log1p(gap_ms / 1000.0)], np.float32), hidden[None],
         np.array(among, np.int32).reshape(1, -1, 2),
@@ -234,7 +234,7 @@ def end_session(name: str, how: str, partition: Partition, parts: Parts) -> Verd
     score = math.nan
     if parts.learned is not None:
         nothing = np.zeros(0, np.int32)
-        scores = parts.learned.kernel.score_and_step(
+        scores = parts.learned.runtime.score_and_step(
             np.array([2], np.int8), np.array([0], np.int32), np.array([0], np.int32), np.zeros(0, np.bool_),
             nothing.reshape(0, parts.shape.fields), nothing.astype(np.float32), row.hidden[None],
         )  # fmt: skip

@@ -181,7 +181,7 @@ def test_a_bundle_for_another_config_is_refused(fitted: Fit, parts: Parts) -> No
     with pytest.raises(BundleError, match="was trained with tokens"):
         unpack(bundle_of(fitted), replace(parts, fields=("action",), shape=RowShape(HIDDEN, 6, 1)))
     with pytest.raises(BundleError, match="config says hidden 32"):
-        unpack(bundle_of(fitted), replace(parts, shape=RowShape(32, 6, 2)))
+        unpack(bundle_of(fitted), replace(parts, model=replace(parts.model, hidden=32)))
     broken = replace(fitted, files=fitted.files | {"calibration.safetensors": b"x"})
     with pytest.raises(BundleError, match="lacks a part"):
         unpack(bundle_of(broken), parts)

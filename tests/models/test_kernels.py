@@ -9,15 +9,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from models.errors import BundleError
-from models.gru import GruModel
+from models.family import SequenceModel, make_model
 from models.runtime import GruKernel
+from models.spec import ModelSpec
 
 SIZES = (67, 5)
 
 
-def make_model(hidden: int, sizes: tuple[int, ...] = SIZES) -> GruModel:
+def gru(hidden: int, sizes: tuple[int, ...] = SIZES) -> SequenceModel:
     torch.manual_seed(hidden)
-    model = GruModel(sizes, hidden)
+    model = make_model(ModelSpec("gru", hidden, sizes))
     with torch.no_grad():
         model.start.normal_()
         model.head.weight.mul_(4)
@@ -32,11 +33,11 @@ def random_sessions(rng: np.random.Generator, batch: int, length: int) -> tuple[
 @pytest.mark.parametrize("hidden", [16, 32, 64, 128, 256])
 def test_kernel_equals_torch_on_every_prefix(hidden: int) -> None:
     """States within 2e-6 and log-likelihoods within 2e-5 of `forward`, after each of 40 events; ends as well."""
-    model, rng = make_model(hidden), np.random.default_rng(1)
+    model, rng = gru(hidden), np.random.default_rng(1)
     kernel = GruKernel(model.weights(), SIZES)
     tokens, gaps = random_sessions(rng, 6, 40)
     with torch.no_grad():
-        states = model(torch.from_numpy(tokens), torch.from_numpy(gaps), model.start_state(6))
+        states, _ = model(torch.from_numpy(tokens), torch.from_numpy(gaps), model.start_state(6))
         before = torch.cat([model.start_state(6).unsqueeze(1), states[:, :-1]], 1)
         log_p = model.log_probabilities(before)
         end_log_p = model.log_probabilities(states)[0][..., -1]
@@ -59,7 +60,7 @@ def test_kernel_equals_torch_on_every_prefix(hidden: int) -> None:
 def test_what_is_known_of_a_field_is_no_surprise() -> None:
     """Among some of its ids, a field's surprise is that of the id given these, less its mean; alone it is 0."""
     rng = np.random.default_rng(4)
-    kernel = GruKernel(make_model(16).weights(), SIZES)
+    kernel = GruKernel(gru(16).weights(), SIZES)
     tokens, hidden = np.array([[1, 2], [0, 3]], np.int32), rng.normal(size=(2, 16)).astype(np.float32)
     which, kinds = np.arange(2, dtype=np.int32), np.zeros(2, np.int8)
     given = kinds, which, which, np.zeros(2, np.bool_), tokens, np.zeros(2, np.float32), hidden
@@ -75,10 +76,10 @@ def test_what_is_known_of_a_field_is_no_surprise() -> None:
 
 def test_step_equals_forward() -> None:
     """Torch's own `step` after each event equals `forward` over the prefix."""
-    model = make_model(32)
+    model = gru(32)
     tokens, gaps = (torch.from_numpy(a) for a in random_sessions(np.random.default_rng(2), 4, 25))
     with torch.no_grad():
-        states, hidden = model(tokens, gaps, model.start_state(4)), model.start_state(4)
+        (states, _), hidden = model(tokens, gaps, model.start_state(4)), model.start_state(4)
         for t in range(25):
             hidden = model.step(tokens[:, t], gaps[:, t], hidden)
             torch.testing.assert_close(hidden, states[:, t], atol=1e-6, rtol=1e-5)
@@ -89,7 +90,7 @@ def test_step_equals_forward() -> None:
 def test_a_row_has_the_same_bits_in_any_company(seed: int, rows: int) -> None:
     """Scored alone or among others, first or last, at any address: surprise, state and end are the same bits."""
     rng = np.random.default_rng(seed)
-    kernel = GruKernel(make_model(64).weights(), SIZES)
+    kernel = GruKernel(gru(64).weights(), SIZES)
     n = 40
     row = rng.integers(0, rows, n).astype(np.int32)
     tokens = np.stack([rng.integers(0, size, n) for size in SIZES], -1).astype(np.int32)
@@ -111,7 +112,7 @@ def test_a_row_has_the_same_bits_in_any_company(seed: int, rows: int) -> None:
 
 def test_explained_probabilities_are_those_scored() -> None:
     """`log_probabilities` of a state agrees with the surprise scored under it, and each field sums to one."""
-    kernel, rng = GruKernel(make_model(32).weights(), SIZES), np.random.default_rng(3)
+    kernel, rng = GruKernel(gru(32).weights(), SIZES), np.random.default_rng(3)
     tokens = np.array([[5, 2], [66, 0]], np.int32)
     scores = kernel.score_and_step(
         np.zeros(2, np.int8), np.array([0, 1], np.int32), np.array([0, 1], np.int32), np.zeros(2, np.bool_), tokens,
@@ -124,7 +125,7 @@ def test_explained_probabilities_are_those_scored() -> None:
 
 def test_extreme_states_stay_finite() -> None:
     """Huge weights give large but finite surprise, not NaN or infinity."""
-    weights = make_model(16).weights()
+    weights = gru(16).weights()
     weights["head.weight"] = weights["head.weight"] * np.float32(1e4)
     kernel = GruKernel(weights, SIZES)
     tokens = np.stack(np.meshgrid(np.arange(67), np.arange(5)), -1).reshape(-1, 2).astype(np.int32)
@@ -147,7 +148,7 @@ def test_extreme_states_stay_finite() -> None:
 )
 def test_weights_that_do_not_fit_are_refused(name: str, damage) -> None:
     """A missing, non-finite or misshapen weight is a `BundleError` with a sentence."""
-    weights = {k: v.copy() for k, v in make_model(16).weights().items()}
+    weights = {k: v.copy() for k, v in gru(16).weights().items()}
     damage(weights)
     with pytest.raises(BundleError, match=name):
         GruKernel(weights, SIZES)

@@ -1,0 +1,96 @@
+"""One family of sequence models: the same inputs and heads around different cores. For training, and as reference."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from models.spec import ModelSpec, state_size
+
+EMBEDDING = 16
+
+
+class SequenceModel(nn.Module):
+    """Predicts, before each event, every field of the event, or that the session ends instead.
+
+    The input of an event is the embeddings of its ids beside its log time gap; a core carries a state from event to
+    event and starts at a learned one; the head is one softmax per field, that of the first field with one more symbol,
+    the end of the session. It fails where order carries no information: then counts say as much for less.
+
+    A state is one flat vector, whichever the core. Its first H numbers are what the head reads, so the state before an
+    event is all that is needed to be surprised by it.
+    """
+
+    def __init__(self, spec: ModelSpec) -> None:
+        super().__init__()
+        self.spec = spec
+        self.state_size = state_size(spec.core, spec.hidden, spec.window, spec.columns)
+        self.embeddings = nn.ModuleList([nn.Embedding(size, EMBEDDING) for size in (*spec.sizes, *spec.inputs)])
+        self.start = nn.Parameter(torch.zeros(spec.hidden))
+        self.head = nn.Linear(spec.hidden, sum(spec.head_widths))
+
+    @property
+    def input_size(self) -> int:
+        """D, what `embed` gives of an event."""
+        return EMBEDDING * len(self.embeddings) + 1
+
+    def embed(self, tokens: Tensor, log_gap: Tensor) -> Tensor:
+        """(B, T, D) float32 of (B, T, F + I) int64 ids and (B, T) float32 log(1 + seconds)."""
+        embedded = [embedding(tokens[..., f]) for f, embedding in enumerate(self.embeddings)]
+        return torch.cat([*embedded, log_gap.unsqueeze(-1)], dim=-1)
+
+    def start_state(self, batch: int) -> Tensor:
+        """(B, S): the learned state before a session's first event."""
+        rest = self.start.new_zeros(batch, self.state_size - self.spec.hidden)
+        return torch.cat([self.start.expand(batch, self.spec.hidden), rest], dim=1)
+
+    def forward(
+        self, tokens: Tensor, log_gap: Tensor, state: Tensor, lengths: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """What the head reads after each event, and the state after the last.
+
+        Parameters
+        ----------
+        tokens, log_gap
+            (B, T, F + I) int64; (B, T) float32, log(1 + seconds).
+        state
+            (B, S) float32 before the first event; left untouched.
+        lengths
+            (B,) int64, at least 1: how many events of each row are real; the rest is padding. Absent: all.
+
+        Returns
+        -------
+        outputs
+            (B, T, H) float32; `outputs[:, t]` predicts event t + 1. Undefined in padding.
+        state
+            (B, S) float32 after each row's last real event.
+        """
+        raise NotImplementedError
+
+    def step(self, tokens: Tensor, log_gap: Tensor, state: Tensor) -> Tensor:
+        """Advance one event per session: (B, F + I), (B,) and (B, S) to (B, S); equals `forward` on every prefix."""
+        return self(tokens.unsqueeze(1), log_gap.unsqueeze(1), state)[1]  # type: ignore[no-any-return]
+
+    def log_probabilities(self, outputs: Tensor) -> list[Tensor]:
+        """(..., V_f) log-probabilities per field under (..., H) outputs; the first field's last entry is the end."""
+        parts = self.head(outputs).split(self.spec.head_widths, dim=-1)
+        return [part.log_softmax(-1) for part in parts]
+
+    def weights(self) -> dict[str, np.ndarray[Any, Any]]:
+        """All parameters as float32 arrays, by the names that serving reads."""
+        return {name: value.detach().cpu().numpy().astype(np.float32) for name, value in self.state_dict().items()}
+
+    def load_weights(self, weights: Mapping[str, np.ndarray[Any, Any]]) -> None:
+        """Inverse of `weights`."""
+        self.load_state_dict({name: torch.from_numpy(np.array(value)) for name, value in weights.items()})
+
+
+def make_model(spec: ModelSpec) -> SequenceModel:
+    """An untrained model of the core that `spec` names."""
+    from models.gru import GruModel  # cores subclass this module's class
+
+    return {"gru": GruModel}[spec.core](spec)

@@ -1,0 +1,61 @@
+"""What a model is, in plain values: enough to build it, to lay out its state, and to read its weights. No torch."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+CORES = ("gru",)
+
+
+@dataclass(frozen=True)
+class ModelSpec:
+    """One sequence model.
+
+    Attributes
+    ----------
+    core
+        One of `CORES`.
+    hidden
+        H, the width of what the heads read.
+    sizes
+        Number of ids of each of F fields that are predicted.
+    inputs
+        Likewise of I further inputs, which are not predicted.
+    window
+        The events that a core without memory of its own can look back on.
+    """
+
+    core: str
+    hidden: int
+    sizes: tuple[int, ...]
+    inputs: tuple[int, ...] = ()
+    window: int = 32
+
+    @property
+    def columns(self) -> int:
+        """F + I: ids that one event brings."""
+        return len(self.sizes) + len(self.inputs)
+
+    @property
+    def head_widths(self) -> tuple[int, ...]:
+        """Columns of each field's softmax: its ids, and in the first the end of the session too."""
+        return (self.sizes[0] + 1, *self.sizes[1:])
+
+    def to_json(self) -> dict[str, Any]:
+        """For a manifest."""
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, content: Mapping[str, Any]) -> ModelSpec:
+        """What `to_json` gave."""
+        return cls(**{**content, "sizes": tuple(content["sizes"]), "inputs": tuple(content["inputs"])})
+
+
+def state_size(core: str, hidden: int, window: int, columns: int) -> int:
+    """S, the float32 numbers that a session's row keeps of a model with `columns` ids an event.
+
+    The first H are what the heads read, whichever the core; the rest is the core's own.
+    """
+    return {"gru": hidden}[core]
