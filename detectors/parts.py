@@ -264,7 +264,18 @@ def unpack(bundle: Bundle, parts: Parts) -> Learned:
             f"{_in_words(wanted, differs)}; run `offbeat train --promote`"
         )
         raise BundleError(message)
-    seasonal = tuple(schema.get("seasonal", ()))
+    return learned_of(bundle)
+
+
+def learned_of(bundle: Bundle) -> Learned:
+    """What `pack` wrote, whatever the stream's config says now: to look at, to verify, to compare.
+
+    Raises
+    ------
+    BundleError
+        A file does not hold what it should, or the weights do not fit each other.
+    """
+    seasonal = tuple(bundle.content.get("schema", {}).get("seasonal", ()))
     try:
         vocabulary = _vocabulary_of(bundle.files)
         texts, places = (bundle.files.get(name) for name in ("templates.json", "parameters.json"))

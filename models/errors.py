@@ -1,7 +1,8 @@
 """What can be wrong with a model.
 
 ModelError
-├── BundleError             a bundle on disk is damaged, incomplete or of another format
+├── BundleError             a bundle is damaged, incomplete or of another format, or cannot be saved
+│   └── StoreUnavailableError   where it lies gives nothing now; it may later
 └── UnsuitableDataError     the sequences given cannot teach a model
 """
 
@@ -16,7 +17,13 @@ class ModelError(Exception):
 
 
 class BundleError(ModelError):
-    """A bundle cannot be used as it lies on disk."""
+    """A bundle cannot be used as it lies there, or cannot be written."""
+
+
+class StoreUnavailableError(BundleError):
+    """The disk or the store that holds bundles does not answer, or refuses."""
+
+    retriable = True
 
 
 class UnsuitableDataError(ModelError):

@@ -21,10 +21,16 @@ config_app = typer.Typer(no_args_is_help=True, help="Show, check or describe the
 app.add_typer(config_app, name="config")
 sessions_app = typer.Typer(no_args_is_help=True, help="Show or delete a session that the state holds.")
 app.add_typer(sessions_app, name="sessions")
+models_app = typer.Typer(no_args_is_help=True, help="See, compare, verify and promote what training made.")
+app.add_typer(models_app, name="models")
 
 Config = Annotated[Path, typer.Option("--config", "-c", help="The config file.")]
 Session = Annotated[str, typer.Argument(metavar="KEY", help="The session's name, which is its records' key.")]
 Stream = Annotated[str, typer.Option("--stream", "-s", help="Name of the stream in the config.")]
+Reference = Annotated[
+    str, typer.Argument(metavar="BUNDLE", help="The beginning of its digest, or `serving`, or `previous`.")
+]
+Reason = Annotated[str | None, typer.Option(help="Why, for the record.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON, for scripts.")]
 CONFIG = Path("offbeat.yaml")
 
@@ -131,6 +137,7 @@ def train(
     until: Annotated[str | None, typer.Option(help="With --from-topic: likewise.")] = None,
     promote: Annotated[bool, typer.Option("--promote", help="Let the new bundle serve.")] = False,
     seed: Annotated[int, typer.Option(help="Decides start weights and order.")] = 0,
+    reason: Reason = None,
     as_json: AsJson = False,
 ) -> None:
     """Learn a stream's grammar from its history into a bundle."""
@@ -142,7 +149,7 @@ def train(
         raise UsageError(message)
     train_stream(
         load_settings(config), stream, source=input_, since=since, until=until, promoted=promote, seed=seed,
-        as_json=as_json,
+        as_json=as_json, why=reason,
     )  # fmt: skip
 
 
@@ -247,6 +254,78 @@ def sessions_delete(
 
     settings = load_settings(config)
     raise typer.Exit(delete_session(settings, stream, key, yes=yes, verify=verify, wait_s=wait, as_json=as_json))
+
+
+@models_app.command("list")
+def models_list(
+    config: Config = CONFIG,
+    stream: Annotated[str | None, typer.Option("--stream", "-s", help="Of this stream; absent: of all.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """List bundles: which serve, which served before, and who promoted them."""
+    from pipeline.model_commands import list_bundles
+    from pipeline.settings import load_settings
+
+    list_bundles(load_settings(config), stream, as_json=as_json)
+
+
+@models_app.command("show")
+def models_show(
+    stream: Stream, bundle: Reference = "serving", config: Config = CONFIG, as_json: AsJson = False
+) -> None:
+    """Say all that a bundle's manifest holds."""
+    from pipeline.model_commands import show_bundle
+    from pipeline.settings import load_settings
+
+    show_bundle(load_settings(config), stream, bundle, as_json=as_json)
+
+
+@models_app.command("compare")
+def models_compare(
+    a: Reference, b: Reference, stream: Stream, config: Config = CONFIG, as_json: AsJson = False
+) -> None:
+    """Lay two bundles side by side: what differs."""
+    from pipeline.model_commands import compare_bundles
+    from pipeline.settings import load_settings
+
+    compare_bundles(load_settings(config), stream, a, b, as_json=as_json)
+
+
+@models_app.command("promote")
+def models_promote(
+    bundle: Reference, stream: Stream, config: Config = CONFIG, reason: Reason = None, as_json: AsJson = False
+) -> None:
+    """Let a bundle serve, and tell running workers; `serving` tells them again."""
+    from pipeline.model_commands import promote_bundle
+    from pipeline.settings import load_settings
+
+    promote_bundle(load_settings(config), stream, bundle, reason, as_json=as_json)
+
+
+@models_app.command("rollback")
+def models_rollback(stream: Stream, config: Config = CONFIG, reason: Reason = None, as_json: AsJson = False) -> None:
+    """Let the bundle serve that served before; once more goes one further back."""
+    from pipeline.model_commands import roll_back
+    from pipeline.settings import load_settings
+
+    roll_back(load_settings(config), stream, reason, as_json=as_json)
+
+
+@models_app.command("verify")
+def models_verify(
+    stream: Stream,
+    bundles: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="[BUNDLE]...", help="As for the others; absent: each one of the stream."),
+    ] = None,
+    config: Config = CONFIG,
+    as_json: AsJson = False,
+) -> None:
+    """Check every byte of bundles, where they lie, and that their weights are whole."""
+    from pipeline.model_commands import verify_bundles
+    from pipeline.settings import load_settings
+
+    raise typer.Exit(verify_bundles(load_settings(config), stream, bundles or [], as_json=as_json))
 
 
 @config_app.command("show")

@@ -8,7 +8,6 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +19,8 @@ from rich.table import Table
 
 from features.templates import Templates
 from features.tokens import Vocabulary
+from models.bundle import bundles_in
+from models.folders import RemoteFolder
 from pipeline.clients import Clients
 from pipeline.errors import BrokerUnavailableError, TopicError, UsageError
 from pipeline.screen import progress_bar, screen
@@ -38,8 +39,11 @@ def _size(path: Path) -> int:
         raise UsageError(message) from None
 
 
-def _make_folder(path: Path) -> None:
+def _make_folder(path: Path | RemoteFolder) -> None:
     """Make sure bundles can be written before minutes go into training one."""
+    if isinstance(path, RemoteFolder):
+        bundles_in(path)  # or a sentence
+        return
     try:
         path.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -64,18 +68,22 @@ def _reading(path: Path, what: str) -> Iterator[Callable[[int], None]]:
 
 def train_stream(
     settings: Settings, name: str, *, source: Path | None, since: str | None, until: str | None, promoted: bool,
-    seed: int, as_json: bool,
+    seed: int, as_json: bool, why: str | None = None,
 ) -> None:  # fmt: skip
     """Read history, fit, write the bundle, and let it serve if asked or if none does."""
     from detectors.fit import fit
-    from models.bundle import promote, serving_digest, write_bundle
     from models.training import Epoch, TrainingOptions
     from pipeline.history import History, from_file, from_topic, parse_moment_ms
+    from pipeline.lineage import lineage
+    from pipeline.model_commands import try_to_tell
+    from pipeline.registry import Registry
     from pipeline.serving import certificate, make_decoder, make_parts
 
     stream = settings.stream(name)
     directory = settings.bundles_dir / name
     _make_folder(directory)
+    registry = Registry(settings, name)
+    parent = registry.serving_if_known()
     decoder = make_decoder(settings, name)
     history: History
     if source is not None:
@@ -101,10 +109,12 @@ def train_stream(
         learned = fit(history.events, parts, seed, on_epoch, time.monotonic, stream.buckets)
     certified = json.dumps(certificate(settings, name, learned.vocabulary, learned.templates), indent=1).encode()
     files = learned.files | {"certificate.json": certified}
-    digest = write_bundle(directory, learned.content, files, datetime.now(UTC).isoformat(timespec="seconds"))
-    serves = promoted or serving_digest(directory) is None
+    origin = f"topic {stream.topic}" if source is None else f"file {source.name}"
+    digest = registry.save(learned.content, files, lineage(settings, parent=parent, source=origin, reason=why))
+    serves = promoted or registry.serving_if_known() is None
     if serves:
-        promote(directory, digest)
+        registry.promote(digest, why)
+        try_to_tell(settings, registry)
     if stream.message is not None:
         _tell_unmatched(settings, name, learned.templates)
     for warning in learned.warnings:

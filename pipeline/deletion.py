@@ -6,19 +6,19 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Literal
 
-from confluent_kafka import KafkaError, KafkaException, Message
+from confluent_kafka import KafkaException
 from confluent_kafka.admin import AdminClient, ConfigResource
 
 from pipeline.changelog import KeyReader, Progress, Trail
 from pipeline.clients import Clients
 from pipeline.controls import control_key, encode_control
-from pipeline.errors import BrokerUnavailableError, TopicError
+from pipeline.errors import TopicError
+from pipeline.sending import send_one
 from pipeline.settings import Settings
 from pipeline.topics import OUTPUTS, changelog_topic, controls_topic, output_topic, partition_counts
 from pipeline.units import format_duration_ms
 from pipeline.wire import DeleteSession
 
-_FLUSH_S = 30.0
 _UNBOUNDED_MS = 2**62  # Kafka's default of max.compaction.lag.ms is the largest long: never forced
 TopicConfig = Mapping[str, str]
 
@@ -51,21 +51,7 @@ def send_control(clients: Clients, topic: str, control: DeleteSession) -> None:
     TopicError, BrokerUnavailableError
         The broker refused, or did not acknowledge in time.
     """
-    key, value, headers = encode_control(control)
-    failures: list[KafkaError] = []
-
-    def delivered(error: KafkaError | None, _message: Message) -> None:
-        if error is not None:
-            failures.append(error)
-
-    producer = clients.confluent_producer()
-    producer.produce(topic, value, key=key, headers=headers, on_delivery=delivered)
-    if producer.flush(_FLUSH_S):
-        message = f"the broker did not acknowledge the deletion within {_FLUSH_S:.0f} s; look at it, then ask again"
-        raise BrokerUnavailableError(message)
-    if failures:
-        message = f"the deletion could not be sent to {topic}: {failures[0].str()}"
-        raise TopicError(message)
+    send_one(clients, topic, encode_control(control), "deletion")
 
 
 def is_applied(trails: Mapping[int, Trail], marks: Mapping[int, int]) -> bool:

@@ -47,13 +47,14 @@ _STREAM = "orders"
 # CloudEvents 1.0 in Kafka's binary content mode, as pipeline/outputs.py writes them.
 _EVENT_TYPES = {
     "anomalies": "anomaly", "decisions": "decision", "dead-letters": "dead-letter", "late": "late", "drift": "drift",
-    "controls": "control",
+    "controls": "control", "models": "promotion",
 }  # fmt: skip
 # What the record key is; where nothing is said, the session.
 _KEYS = {
     "dead-letters": "The record's own key",
     "drift": "stream/topic/partition",
     "controls": "delete/STREAM/SESSION",
+    "models": "The stream",
 }
 _ABOUT = {
     "anomalies": "Each record and each session that should not have been, with what was expected instead.",
@@ -62,6 +63,7 @@ _ABOUT = {
     "late": "Each record too far behind its session to be scored, where the stream says `late.send`.",
     "drift": "What changed that is not about one record: topics made anew, records or sessions lost, offsets reset.",
     "controls": "What users ask of workers, such as forgetting a session. Compacted, one partition: the order counts.",
+    "models": "Which bundle serves each stream, at each promotion. Compacted, one partition; workers read it whole.",
 }
 
 

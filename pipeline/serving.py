@@ -25,9 +25,11 @@ from features.text_lines import LineReader
 from features.tokens import TokenEncoder, Vocabulary
 from features.unmatched import Unmatched
 from features.windows import window_columns
-from models.bundle import read_bundle, serving_digest
+from models.bundle import Bundle, read_bundle
 from models.errors import BundleError
+from models.folders import Folder
 from models.spec import ModelSpec, state_size
+from pipeline.bundles import read_by_digest, read_serving
 from pipeline.errors import UsageError
 from pipeline.settings import Settings
 from pipeline.stream_settings import StreamSettings
@@ -183,7 +185,7 @@ def _rules(settings: Settings, stream: StreamSettings) -> SessionRules:
     )  # fmt: skip
 
 
-def load_serving(settings: Settings, name: str, bundle: Path | None = None) -> Learned | None:
+def load_serving(settings: Settings, name: str, bundle: Path | Folder | None = None) -> Learned | None:
     """The bundle in `bundle`, or the one that serves the stream; None while none does.
 
     Raises
@@ -191,13 +193,19 @@ def load_serving(settings: Settings, name: str, bundle: Path | None = None) -> L
     BundleError
         It is damaged, or trained for another config.
     """
-    directory = settings.bundles_dir / name
-    if bundle is None:
-        digest = serving_digest(directory)
-        if digest is None:
-            return None
-        bundle = directory / digest
-    learned = unpack(read_bundle(bundle), make_parts(settings, name, None))
+    if bundle is not None:
+        return _learned(settings, name, read_bundle(bundle))
+    digest = read_serving(settings, name)
+    return None if digest is None else load_bundle(settings, name, digest)
+
+
+def load_bundle(settings: Settings, name: str, digest: str) -> Learned:
+    """A stream's bundle by its digest, such as one that was promoted; it raises what `load_serving` does."""
+    return _learned(settings, name, read_by_digest(settings, name, digest))
+
+
+def _learned(settings: Settings, name: str, bundle: Bundle) -> Learned:
+    learned = unpack(bundle, make_parts(settings, name, None))
     _refuse_other_features(settings, name, learned)
     return learned
 

@@ -13,6 +13,9 @@ from detectors.explanation import in_words as events_in_words
 from detectors.parts import Learned, Parts
 from detectors.rows import NO_BUNDLE, NO_OFFSET
 from features.event_order import unpack_held
+from models.bundle import bundles_in
+from models.errors import StoreUnavailableError
+from models.folders import Folder
 from pipeline.changelog import Written
 from pipeline.errors import StateError, UsageError
 from pipeline.row_format import RowFormat
@@ -39,7 +42,7 @@ def checked_name(session: str) -> str:
     return session
 
 
-def describe(session: str, written: Written, changelog: str, parts: Parts, bundles: Path) -> Json:
+def describe(session: str, written: Written, changelog: str, parts: Parts, bundles: Path | Folder) -> Json:
     """All that a saved row says, as JSON. Tokens are read back from their hashes by the serving bundle's vocabulary.
 
     Parameters
@@ -129,14 +132,17 @@ def _is_whole(value: bytes) -> bool:
     return len(value) > 4 and crc32(value[:-4]) == int.from_bytes(value[-4:], "little")
 
 
-def _bundle(number: int, learned: Learned | None, bundles: Path) -> Json | None:
+def _bundle(number: int, learned: Learned | None, bundles: Path | Folder) -> Json | None:
     """Which bundle wrote the state: rows keep 64 bits of its digest."""
     if number == NO_BUNDLE:
         return None
     mark = f"{number:016x}"
     if learned is not None and learned.number == number:
         return {"mark": mark, "digest": learned.digest, "serving": True}
-    known = sorted(path.name for path in bundles.glob(f"{mark}*"))
+    try:
+        known = [digest for digest in bundles_in(bundles) if digest.startswith(mark)]
+    except StoreUnavailableError:  # its name is no reason to show nothing of the session
+        known = []
     return {"mark": mark, "digest": known[0] if known else None, "serving": False}
 
 

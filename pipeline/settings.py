@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Mapping
+from hashlib import sha256
 from pathlib import Path
 from typing import Any, Literal
 
@@ -22,6 +23,7 @@ from pydantic import (
     model_validator,
 )
 
+from models.folders import RemoteFolder, parse_folder
 from pipeline.errors import ConfigError
 from pipeline.stream_settings import DurationMs, Section, StreamSettings
 from pipeline.wire import MESSAGES
@@ -110,7 +112,15 @@ class Settings(Section):
         description="This worker's name, unique in the group. Absent: HOSTNAME-N, N the first free one in data_dir.",
     )  # fmt: skip
     data_dir: Path = Field(Path("./offbeat-data"), description="Session state lives in data_dir/INSTANCE.")
-    models_dir: Path | None = Field(None, description="Trained bundles. Absent: data_dir/models.")
+    models_dir: str | None = Field(
+        None, min_length=1,
+        description="Trained bundles: a folder, or the URL of a store that fsspec knows, such as s3://BUCKET/models. "
+        "Absent: data_dir/models.",
+    )  # fmt: skip
+    user: str | None = Field(
+        None, min_length=1, max_length=200,
+        description="Who trains and promotes, for the record. Absent: USER@HOST.",
+    )  # fmt: skip
     http: HttpSettings = HttpSettings()
     mask_secret: SecretStr | None = Field(
         None, description="Key of the hashes that `mask` makes, at least 16 bytes. Best set as OFFBEAT_MASK_SECRET."
@@ -125,6 +135,12 @@ class Settings(Section):
     topics: TopicSettings = TopicSettings()
     decisions: DecisionSettings = DecisionSettings()
     streams: dict[str, StreamSettings] = Field(min_length=1, description="One section a stream, by its name.")
+
+    @field_validator("models_dir")
+    @classmethod
+    def _bundles_can_be_reached(cls, models_dir: str | None) -> str | None:
+        parse_folder(models_dir or "")  # or a sentence
+        return models_dir
 
     @field_validator("streams")
     @classmethod
@@ -189,9 +205,19 @@ class Settings(Section):
         return self.repartition_topic(name) if stream.is_repartitioned else stream.topic
 
     @property
-    def bundles_dir(self) -> Path:
+    def bundles_dir(self) -> Path | RemoteFolder:
         """Where bundles live: `models_dir`, or its default under `data_dir`."""
-        return self.data_dir / "models" if self.models_dir is None else self.models_dir
+        return self.data_dir / "models" if self.models_dir is None else parse_folder(self.models_dir)
+
+    @property
+    def copies_dir(self) -> Path | None:
+        """Where verified copies of a remote store's bundles live, apart for each store; None where bundles are local.
+
+        Its layout is the store's own, so it is itself a folder of bundles.
+        """
+        if self.models_dir is None or isinstance(self.bundles_dir, Path):
+            return None
+        return self.data_dir / "model-copies" / sha256(self.models_dir.encode()).hexdigest()[:12]
 
     def stream(self, name: str) -> StreamSettings:
         """The section of one stream, or a sentence that lists those there are."""

@@ -55,6 +55,16 @@ def controls_topic(settings: Settings) -> str:
     return f"{settings.topics.prefix}.controls"
 
 
+def models_topic(settings: Settings) -> str:
+    """Name of the topic of promotions: which bundle serves each stream."""
+    return f"{settings.topics.prefix}.models"
+
+
+def control_topics(settings: Settings) -> list[Topic]:
+    """The topics that workers read whole; one partition each, for their order counts."""
+    return [Topic(name, "control", 1, _COMPACTION) for name in (controls_topic(settings), models_topic(settings))]
+
+
 def changelog_topic(settings: Settings, stream: str) -> str:
     """Name of a stream's changelog; the app is in it, because two apps keep two states."""
     return f"{settings.app}.{stream}.changelog"
@@ -68,14 +78,14 @@ def partition_counts(admin: AdminClient) -> dict[str, int]:
 def wanted_topics(settings: Settings, existing: dict[str, int]) -> list[Topic]:
     """All topics of a config.
 
-    Changelogs and internal topics have their source's partitions; controls have one, for their order counts.
+    Changelogs and internal topics have their source's partitions; controls and promotions have one.
     """
     own = settings.topics
     topics = [
         Topic(output_topic(settings, what), "output", own.partitions, {"retention.ms": str(own.retention)})
         for what in OUTPUTS
     ]
-    topics.append(Topic(controls_topic(settings), "control", 1, _COMPACTION))
+    topics += control_topics(settings)
     for name, stream in settings.streams.items():
         partitions = existing.get(stream.topic, own.partitions)
         topics.append(Topic(stream.topic, "source", partitions))
@@ -135,7 +145,7 @@ def check_topics(admin: AdminClient, settings: Settings) -> dict[str, int]:
     ------
     TopicError
         A topic is missing, a changelog or an internal topic has another number of partitions than its source, or
-        controls more than one.
+        controls or promotions more than one.
     """
     existing = partition_counts(admin)
     wanted = wanted_topics(settings, existing)

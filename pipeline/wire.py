@@ -222,6 +222,23 @@ class DeleteSession(_Message):
     issued_ms: int = Field(ge=0, description="When it was asked for, by the clock of who asked.")
 
 
+Digest = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+
+
+class Promotion(_Message):
+    """A bundle serves from now on. Its key is the stream's name, so compaction keeps the latest of each stream."""
+
+    type: Literal["promote", "rollback"] = Field(
+        description="rollback: the bundle served before, and what was promoted since is passed over by the next one."
+    )
+    stream: str
+    digest: Digest = Field(description="The bundle that serves.")
+    previous: Digest | None = Field(description="What served until then; null where none did.")
+    issued_ms: int = Field(ge=0, description="When, by the clock of who promoted.")
+    by: str = Field(description="Who promoted.")
+    reason: str | None = Field(description="Why, in their words.")
+
+
 MESSAGES: dict[str, tuple[type[_Message], ...]] = {
     "anomalies": (RecordAnomaly, SessionAnomaly),
     "decisions": (RecordDecision, SessionDecision),
@@ -229,4 +246,5 @@ MESSAGES: dict[str, tuple[type[_Message], ...]] = {
     "late": (LateRecord,),
     "drift": (Drift,),
     "controls": (DeleteSession,),
+    "models": (Promotion,),
 }
