@@ -127,8 +127,8 @@ class Parts:
 
     def spec(self, vocabulary: Vocabulary, numbers: NumberBins, seasonal: Sequence[str]) -> ModelSpec:
         """The model over what was learned of the fields."""
-        inputs = tuple(1 + SEASONS[name] for name in seasonal)
-        return replace(self.model, sizes=(*vocabulary.sizes, *numbers.sizes), inputs=inputs)
+        sizes = (*vocabulary.sizes, *numbers.sizes)
+        return replace(self.model, sizes=sizes, inputs=_input_sizes(seasonal))
 
     @property
     def number_fields(self) -> tuple[str, ...]:
@@ -275,7 +275,8 @@ def learned_of(bundle: Bundle) -> Learned:
     BundleError
         A file does not hold what it should, or the weights do not fit each other.
     """
-    seasonal = tuple(bundle.content.get("schema", {}).get("seasonal", ()))
+    schema: dict[str, Any] = {"core": "gru", "hidden": 0, "seasonal": []} | bundle.content.get("schema", {})
+    seasonal = tuple(schema["seasonal"])
     try:
         vocabulary = _vocabulary_of(bundle.files)
         texts, places = (bundle.files.get(name) for name in ("templates.json", "parameters.json"))
@@ -292,9 +293,14 @@ def learned_of(bundle: Bundle) -> Learned:
     except (KeyError, ValueError, SafetensorError) as error:
         message = f"bundle {bundle.digest[:12]} lacks a part ({error}); run `offbeat train --promote`"
         raise BundleError(message) from None
-    spec = parts.spec(vocabulary, bins, seasonal)
+    spec = ModelSpec(schema["core"], schema["hidden"], (*vocabulary.sizes, *bins.sizes), _input_sizes(seasonal))
     model = load_runtime(spec, weights)
     return Learned(bundle.digest, vocabulary, model, records, sessions, templates, certificate, bins, seasonal, usual)
+
+
+def _input_sizes(seasonal: Sequence[str]) -> tuple[int, ...]:
+    """Ids of each position in time: one more, for a time that is not known."""
+    return tuple(1 + SEASONS[name] for name in seasonal)
 
 
 def _in_words(schema: dict[str, Any], parts: Sequence[str]) -> str:

@@ -15,17 +15,19 @@ from pipeline.context import StreamContext, wall_clock_ms
 from pipeline.control_reader import ControlReader
 from pipeline.health import Health
 from pipeline.instance import Instance
+from pipeline.loading import load_served, make_served
 from pipeline.metrics import Metrics
 from pipeline.outputs import Output
+from pipeline.promotion_reader import PromotionReader
 from pipeline.pulse import SESSION_TIMEOUT_S
 from pipeline.recovery import Recovery
 from pipeline.repartition import Repartitioner, Route
-from pipeline.serving import make_live_decoder, make_parts, make_session_decoder, state_fingerprint
+from pipeline.serving import make_parts, make_session_decoder, state_fingerprint
 from pipeline.settings import Settings
 from pipeline.standby import Standbys
 from pipeline.stream_settings import StreamSettings
 from pipeline.topic_ids import TopicIds
-from pipeline.topics import OUTPUTS, changelog_topic, controls_topic, output_topic
+from pipeline.topics import OUTPUTS, changelog_topic, controls_topic, models_topic, output_topic
 from pipeline.transport import SliceApp
 from pipeline.unmatched_lines import UnmatchedLines
 
@@ -86,7 +88,7 @@ def build_app(
     Parameters
     ----------
     learned
-        By stream, the bundle that serves it.
+        By stream, the bundle that serves it by its `serving` file.
     partitions
         Source partitions of all streams together; a worker may be assigned all of them, so the budget of hot rows is
         divided by that.
@@ -99,6 +101,13 @@ def build_app(
     rows_folder = instance.folder / settings.app
     unmatched = UnmatchedLines(rows_folder, [name for name, stream in settings.streams.items() if stream.message])
     controls, memory = ControlReader(clients, controls_topic(settings)), Memory()
+    promotions = PromotionReader(
+        clients,
+        models_topic(settings),
+        {name: make_served(settings, name, bundle, unmatched.of.get(name)) for name, bundle in learned.items()},
+        lambda name, digest: load_served(settings, name, digest, unmatched.of.get(name)),
+        metrics,
+    )
     capacity = max(_LEAST_HOT, settings.state.hot_sessions // max(1, partitions))
     interval_s = max(settings.checkpoint_interval / 1000, partitions / _COMMITS_PER_S)
 
@@ -116,8 +125,7 @@ def build_app(
             starts_latest=stream.start == "latest" and name not in repartitioners,
             exactly_once=settings.delivery == "exactly_once", accepts_reset=accepts_reset, capacity=capacity,
             checkpoint_interval_s=interval_s, idle_s=idle_ms / 1000, folder=rows_folder,
-            memory=memory, decoder=make_live_decoder(settings, name, learned[name], unmatched.of.get(name)),
-            make_parts=lambda: make_parts(settings, name, learned[name]),
+            memory=memory, make_parts=lambda bundle: make_parts(settings, name, bundle), promotions=promotions,
             sample=settings.decisions.sample, make_producer=clients.transactional_producer, recovery=recovery,
             controls=controls, topic_ids=topic_ids, send=outbox.send, output_topic=outbox.topic, metrics=metrics,
             health=health, source_is_copied=repartitioners[name].source_is_copied if name in repartitioners else None,
@@ -131,6 +139,7 @@ def build_app(
         await recovery.start()
         await outbox.start()
         await controls.start()
+        await promotions.start()
         await unmatched.start()
         for repartitioner in repartitioners.values():
             repartitioner.start()
@@ -138,6 +147,7 @@ def build_app(
     async def stop() -> None:
         await asyncio.gather(*(asyncio.to_thread(repartitioner.stop) for repartitioner in repartitioners.values()))
         await unmatched.stop()
+        await promotions.stop()
         await controls.stop()
         await outbox.stop()
         await recovery.stop()

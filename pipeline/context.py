@@ -11,13 +11,13 @@ from typing import Any
 
 from aiokafka import AIOKafkaProducer
 
-from detectors.parts import Parts
-from features.decode import Decoder
+from detectors.parts import Learned, Parts
 from pipeline.cold_rows import Memory
 from pipeline.control_reader import ControlReader
 from pipeline.health import Health
 from pipeline.metrics import Metrics
 from pipeline.outputs import Output
+from pipeline.promotion_reader import PromotionReader
 from pipeline.recovery import Recovery
 from pipeline.topic_ids import TopicIds
 
@@ -57,8 +57,8 @@ class StreamContext:
     idle_s: float
     folder: Path
     memory: Memory
-    decoder: Decoder
-    make_parts: Callable[[], Parts]
+    make_parts: Callable[[Learned | None], Parts]
+    promotions: PromotionReader
     sample: float
     make_producer: Callable[[str], AIOKafkaProducer]
     recovery: Recovery

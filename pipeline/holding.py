@@ -28,6 +28,7 @@ from pipeline.context import StreamContext
 from pipeline.drift import MAX_NAMED, Kind
 from pipeline.errors import DamagedStateError, StaleStateError, StateError
 from pipeline.failpoints import passed
+from pipeline.loading import Served
 from pipeline.logs import get_logger
 from pipeline.outputs import Output, Place
 from pipeline.partition_row import PartitionRow, decode_partition_row
@@ -109,7 +110,9 @@ class Holding:
 
     def __init__(self, context: StreamContext, place: Place) -> None:
         self.context, self.place = context, place
-        self.parts = context.make_parts()
+        self.parts = context.make_parts(None)  # shape and rules; `serve` follows when it is known what was in force
+        self.served: Served
+        self.high = 0  # where the topic ended at the opening
         self.store: RowStore
         self.row: PartitionRow
         self.findings: list[Finding] = []
@@ -160,8 +163,9 @@ class Holding:
         passed("open/restored")
         # (3)
         topic_id = await context.topic_ids.id_of(topic)
-        low, high = await context.recovery.bounds_of(topic, p)
-        await self._compare(topic_id, low, high, await read_committed(), sorted(replay.damaged), rebuilt=rebuild)
+        low, self.high = await context.recovery.bounds_of(topic, p)
+        lost = sorted(replay.damaged)
+        await self._compare(topic_id, low, self.high, await read_committed(), lost, rebuilt=rebuild)
         self.store.open_sessions = self.row.sessions
         passed("open/compared")
 
@@ -189,7 +193,12 @@ class Holding:
         if (topic_id, committed) != (self.row.topic_id, self.row.next_offset):
             message = f"the kept rows of {self._where} stand at {self.row.next_offset}, the group at {committed}"
             raise StaleStateError(message)
+        self.row = replace(self.row, complete=False)
         await self._save_row()  # fails where we were fenced
+
+    def serve(self, served: Served) -> None:
+        """Judge by this bundle from now on; the caller sees to it that the row says so."""
+        self.served, self.parts = served, self.context.make_parts(served.learned)
 
     async def erase(self, names: Sequence[str]) -> None:
         """Leave nothing of deleted sessions in RocksDB's files."""
@@ -215,20 +224,24 @@ class Holding:
         context, saved = self.context, self.cold.get(PARTITION)
         if saved is None:
             start = self._start_anew(committed, low, high)
+            self.serve(context.promotions.current(context.name))
             self.row = PartitionRow(
                 next_offset=start, watermark_ms=-1, records=0, sessions=0, fingerprint=context.fingerprint,
-                bundle=self._digest, runtime="kernel", topic_id=topic_id, epoch=0, controls=context.controls.end,
+                bundle=self.served.digest, runtime="kernel", topic_id=topic_id, epoch=0,
+                controls=context.controls.end,
             )  # fmt: skip
             await self._save_row()  # so that "latest" is decided once
             return
         try:
-            self.row = replace(decode_partition_row(saved), bundle=self._digest)
+            self.row = decode_partition_row(saved)
         except DamagedStateError:
             if not rebuilt:
                 raise
             message = f"what is saved of {self._where} is damaged in the changelog too; begin anew with another `app`"
             raise StateError(message) from None
         self._refuse_other_section()
+        self.serve(await context.promotions.in_force(context.name, self.row.bundle))
+        self.row = replace(self.row, bundle=self.served.digest)
         if lost:
             self.row = replace(self.row, sessions=self.row.sessions - len(lost))
             self.store.forget(lost)
@@ -242,10 +255,6 @@ class Holding:
             )
         if (finding := self._find(topic_id, low, high, committed)) is not None:
             self.findings.append(finding)
-
-    @property
-    def _digest(self) -> str | None:
-        return None if self.parts.learned is None else self.parts.learned.digest
 
     def _start_anew(self, committed: int | None, low: int, high: int) -> int:
         """Where to begin without rows. Row and offset are saved together: an offset without a row means a loss."""

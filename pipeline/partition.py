@@ -28,6 +28,7 @@ from pipeline.drift import drift_output
 from pipeline.errors import DamagedStateError, StaleStateError
 from pipeline.failpoints import passed
 from pipeline.holding import Copies, Finding, Holding, end_task
+from pipeline.loading import Served
 from pipeline.logs import get_logger
 from pipeline.outputs import Emitter, Output, Place
 from pipeline.partition_row import PartitionRow
@@ -90,11 +91,13 @@ class Partition:
         self._holding = Holding(context, place)
         self._emitter: Emitter
         self._row: PartitionRow  # but for what scoring changes
-        self._nothing: Events = context.decoder.decode([], check_key=True)
+        self._promoted: Served | None = None  # to be taken at a checkpoint
+        self._promoted_from = 0  # not before this offset
         self._sent: list[asyncio.Future[Any]] = []
         self._unsent: list[Output] = []
         self._unsent_bytes = 0
         self._controls: list[tuple[int, DeleteSession]] = []
+        self._nothing: Events
         self._piece = max(1, min(_PIECE, context.capacity // 4))  # sessions at a time
         self._most_changed = max(1, min(_MOST_CHANGED, context.capacity // 2))  # rows, then a checkpoint is due
         self.in_transit = 0  # slices fetched and not yet in the queue
@@ -127,10 +130,14 @@ class Partition:
             self._holding = kept
             await kept.resume(self._worker.committed)
         holding = self._holding
-        self._row, self.state = holding.row, holding.state
+        self._row, self.state = replace(holding.row, complete=False), holding.state
         place = replace(self.place, epoch=self._row.epoch)
         self._emitter = Emitter(holding.parts, place, context.sample, context.is_repartitioned)
         self.opened_at = holding.findings[-1].offset if holding.findings else self.state.next_offset
+        self._nothing = holding.served.decoder.decode([], check_key=True)
+        if kept is None and not holding.row.complete:
+            # Whoever crashed may have judged, and told, records up to here: they are judged again by the same bundle.
+            self._promoted_from = holding.high
         self._due = context.monotonic() + context.checkpoint_interval_s
         replayed = 0 if kept else holding.replayed
         context.metrics.restored.labels(context.name).inc(replayed)
@@ -175,6 +182,7 @@ class Partition:
             self.context.metrics.field_drift.labels(*labels, field, kind).set(1)
         self.context.health.opened(self.context.name, self.place.partition)
         self.context.controls.follow(self.context.name, self._holding.row.controls, self)
+        self.context.promotions.follow(self.context.name, self._holding.served.digest, self)
         self._task = asyncio.create_task(self._run())
 
     # --- scoring -------------------------------------------------------------------------------------------------
@@ -189,6 +197,8 @@ class Partition:
                     await self._whenever_whole(partial(self._score, slice_))
                 if self._controls:
                     await self._whenever_whole(self._apply_controls)
+                elif self._promoted is not None and self.state.next_offset >= self._promoted_from:
+                    await self._whenever_whole(self._apply_promotion)
                 elif self._idle_ms() > self._moved_ms:
                     await self._whenever_whole(self._move_idle_clock)
                 if self._is_due():
@@ -237,7 +247,7 @@ class Partition:
 
     async def _score(self, slice_: Slice) -> None:
         context, records = self.context, slice_.records
-        events = context.decoder.decode(records, check_key=True)
+        events = self._holding.served.decoder.decode(records, check_key=True)
         assert events.next_offset is not None, "a slice has records"
         if records[0].offset < self.state.next_offset:
             message = f"slice at {records[0].offset} lies before {self.state.next_offset}"
@@ -366,6 +376,8 @@ class Partition:
         if self._holding.findings:
             await self._commit()
             self._holding.findings.clear()
+        if self._holding.row.complete:  # no longer, once anything is judged
+            await self._commit()
         await self._end_due()
 
     def _report(self, finding: Finding) -> None:
@@ -426,6 +438,31 @@ class Partition:
         self._row = replace(self._row, controls=controls[-1][0] + 1)
         await self._commit()
         log.info("sessions deleted", stream=self.context.name, partition=self.place.partition, count=len(names))
+
+    def take_promotion(self, served: Served) -> None:
+        """Another bundle serves; it will here, between two slices."""
+        self._promoted = served
+
+    async def _apply_promotion(self) -> None:
+        """Judge by another bundle: once all that the one before has judged is saved, and the row says so.
+
+        Sessions' states follow when they are next touched (`detectors.process.rebuild_stale`).
+        """
+        served, self._promoted = self._promoted, None
+        assert served is not None, "asked for only then"
+        began = self.context.monotonic()
+        await self._commit()
+        before = self._holding.served
+        self._holding.serve(served)
+        self._emitter = replace(self._emitter, parts=self._holding.parts)
+        self._nothing = served.decoder.decode([], check_key=True)
+        self._row = replace(self._row, bundle=served.digest)
+        await self._commit()
+        log.info(
+            "bundle in force", stream=self.context.name, partition=self.place.partition, bundle=str(served.digest)[:12],
+            before=str(before.digest)[:12], next_offset=self.state.next_offset,
+            paused_ms=round((self.context.monotonic() - began) * 1000),
+        )  # fmt: skip
 
     def _idle_ms(self) -> int:
         """How far beyond the newest event the watermark may be, because nothing came for so long by the wall clock."""
@@ -522,6 +559,7 @@ class Partition:
         await end_task(self._inflight)
         context, p = self.context, self.place.partition
         context.controls.leave(self)
+        context.promotions.leave(self)
         context.metrics.forget(context.name, p)
         context.health.closed(context.name, p)
         kept = saved and keep
@@ -538,6 +576,7 @@ class Partition:
         """A checkpoint of what was scored; what it does not cover is done again by whoever opens next."""
         try:
             async with asyncio.timeout(CLOSE_TIMEOUT_S), self._whole:  # a slice cut short would lack outputs
+                self._row = replace(self._row, complete=True)
                 await self._commit()
         except Exception as error:
             self.fenced = isinstance(error, ProducerFenced)

@@ -30,7 +30,7 @@ class PartitionRow:
     fingerprint
         Of the stream's section, as far as it shapes rows.
     bundle, runtime
-        Digest of the serving bundle (None while warming up) and what computes it.
+        Digest of the bundle in force (None while warming up) and what computes it.
     topic_id
         The source topic's: another one under the same name is another topic.
     epoch
@@ -39,6 +39,8 @@ class PartitionRow:
         The first offset of the controls topic that was not applied.
     recent_ids
         As in `detectors.rows.PartitionState`.
+    complete
+        Whoever saved it let go in order: nothing after X has been judged yet.
     """
 
     next_offset: int
@@ -53,6 +55,7 @@ class PartitionRow:
     controls: int
     recent_ids: bytes = b""
     schema: SchemaState | None = None
+    complete: bool = False
 
     def encode(self) -> bytes:
         """As it is saved."""

@@ -34,7 +34,7 @@ class _Standby:
     """One followed partition."""
 
     def __init__(self, context: StreamContext, partition: int) -> None:
-        parts = context.make_parts()
+        parts = context.make_parts(None)
         self.context, self.partition = context, partition
         self._rows, self._lead_ms = RowFormat(parts.shape), parts.rules.lead_ms
         self.cold = ColdRows(context.rows_of(partition), context.memory)

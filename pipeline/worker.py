@@ -9,9 +9,6 @@ import faust
 import structlog
 from aiokafka.errors import KafkaConnectionError
 
-from detectors.parts import Learned
-from detectors.process import process_batch
-from detectors.rows import PartitionState, SessionRows
 from pipeline.app import build_app
 from pipeline.clients import Clients
 from pipeline.errors import BrokerUnavailableError
@@ -20,9 +17,7 @@ from pipeline.http import Pages
 from pipeline.instance import Instance
 from pipeline.logs import configure_logs, get_logger
 from pipeline.metrics import Metrics
-from pipeline.outputs import Place
-from pipeline.score import Line
-from pipeline.serving import load_serving, make_live_decoder, make_parts
+from pipeline.serving import load_serving
 from pipeline.settings import Settings
 from pipeline.topics import check_topics
 from pipeline.watchdog import LoopGuard
@@ -54,8 +49,6 @@ def run_worker(settings: Settings, *, accepts_reset: bool = False) -> None:
         structlog.contextvars.bind_contextvars(instance=instance.name)
         for name, bundle in learned.items():
             digest = "none" if bundle is None else bundle.digest
-            metrics.bundle.labels(name, digest).set(1)
-            warm_up(settings, name, bundle)
             log.info("stream", stream=name, topic=settings.streams[name].topic, bundle=digest[:12])
             if settings.streams[name].is_repartitioned:
                 log.info(
@@ -87,15 +80,6 @@ def run_worker(settings: Settings, *, accepts_reset: bool = False) -> None:
         finally:
             guard.stop()
         log.info("worker stopped")
-
-
-def warm_up(settings: Settings, name: str, learned: Learned | None) -> None:
-    """Compile the kernels on one made-up event, so that the first slice does not wait for numba."""
-    stream = settings.streams[name]
-    parts, decoder = make_parts(settings, name, learned), make_live_decoder(settings, name, learned)
-    events = decoder.decode([Line(1, Place(stream.topic, 0), 0, 0, b"warm-up", b"{}")], check_key=False)
-    rows = SessionRows.empty(len(events.sessions), parts.shape)
-    process_batch(events, rows, PartitionState(0), parts, close_all=True)
 
 
 def _execute(app: faust.App) -> NoReturn:

@@ -264,7 +264,7 @@ def as_records(events: Iterable[dict[str, Any]]) -> list[tuple[bytes, bytes]]:
     return [(e["session"].encode(), json.dumps(e).encode()) for e in events]
 
 
-def write_untrained_bundle(stack: Stack) -> str:
+def write_untrained_bundle(stack: Stack, seed: int = 0) -> str:
     """A serving bundle with random weights: made in no time, and as sensitive as a trained one. Returns its digest."""
     import numpy as np
 
@@ -274,9 +274,9 @@ def write_untrained_bundle(stack: Stack) -> str:
     from tests.conftest import make_learned, random_weights
 
     learned = make_learned()
-    rng = np.random.default_rng(5)
+    rng = np.random.default_rng(5 + seed)
     files = pack(
-        learned.vocabulary, random_weights(0, learned.vocabulary.sizes, 16),
+        learned.vocabulary, random_weights(seed, learned.vocabulary.sizes, 16),
         Calibration.learn(rng.gamma(4, 1, 500)), Calibration.learn(rng.gamma(9, 1, 300)),
     )  # fmt: skip
     directory = stack.folder / "bundles" / "orders"
