@@ -193,12 +193,12 @@ class Partition:
             while not self.closed:
                 slice_ = await self._next_slice()
                 await self._heartbeat()
+                if self._promoted is not None and self.state.next_offset >= self._promoted_from:
+                    await self._whenever_whole(self._apply_promotion)
                 if slice_ is not None:
                     await self._whenever_whole(partial(self._score, slice_))
                 if self._controls:
                     await self._whenever_whole(self._apply_controls)
-                elif self._promoted is not None and self.state.next_offset >= self._promoted_from:
-                    await self._whenever_whole(self._apply_promotion)
                 elif self._idle_ms() > self._moved_ms:
                     await self._whenever_whole(self._move_idle_clock)
                 if self._is_due():
