@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 
 from detectors.calibration import Calibration
-from detectors.fit import MIN_SESSIONS, Fit, fit
+from detectors.fit import Fit, fit
+from detectors.history import MIN_SESSIONS
 from detectors.parts import Learned, Parts, pack, unpack
 from detectors.process import process_batch
 from detectors.rows import PartitionState, RowShape, SessionRows
