@@ -113,7 +113,7 @@ def _sequences(partition: Partition, chosen: Chosen, parts: Parts) -> Iterator[S
 
 
 def data_span(history: History) -> dict[str, Any]:
-    """What was learned from, with a fingerprint that changes when any event's session, time or token does."""
+    """What was learned from, with a fingerprint that changes when any event's session, time, token or number does."""
     events = [partition.events for partition in history.partitions]
     fingerprint = sha256()
     for of_partition in events:

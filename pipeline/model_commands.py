@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Iterator
 from typing import Any, Literal
 
 from rich.console import Console
 from rich.markup import escape
-from rich.table import Table
+from rich.table import Column, Table
 
 from detectors.parts import learned_of
 from models.bundle import read_bundle, read_manifest
 from models.errors import BundleError, ModelError
 from pipeline.errors import BrokerUnavailableError, TopicError, UsageError
-from pipeline.model_report import compare, comparison_tables, describe, promotion_in_words, tables
+from pipeline.model_report import compare, comparison_tables, describe, tables
 from pipeline.promotions import tell_workers
 from pipeline.registry import Registry
 from pipeline.screen import screen
@@ -36,11 +37,14 @@ def list_bundles(settings: Settings, name: str | None, *, as_json: bool) -> None
     if not rows:
         print(f"There is no bundle in {settings.bundles_dir} yet; run `offbeat train`.")
         return
-    table = Table("stream", "bundle", "state", "trained", "learned from", "last promotion")
+    whole = [Column(name, no_wrap=True) for name in ("bundle", "state", "records")]
+    table = Table("stream", *whole, *(Column(name, min_width=10) for name in ("trained", "promoted")), "why")
     for row in rows:
-        cells = row["stream"], row["digest"][:12], row["state"], *_origin(row), _last(row["promotions"])
-        table.add_row(*map(escape, cells))
+        table.add_row(*map(escape, _cells(row)))
     _console.print(table)
+    for row in rows:
+        if row["fault"] is not None:
+            screen.print(f"note: {row['fault']}", style="yellow", markup=False)
 
 
 def _listed(registry: Registry) -> list[dict[str, Any]]:
@@ -64,20 +68,16 @@ def _listed(registry: Registry) -> list[dict[str, Any]]:
     return sorted(rows, key=lambda row: row["created"] or "", reverse=True)
 
 
-def _origin(row: dict[str, Any]) -> tuple[str, str]:
-    """When and by whom it was trained, and on what; or what is wrong with it."""
-    if row["fault"] is not None:
-        return "", row["fault"]
-    by, data = row["lineage"].get("by"), row["data"]
-    trained = f"{row['created'] or ''}{f' by {by}' if by else ''}"
-    if not data:
-        return trained, ""
-    span = f"{iso(data['first_ms'])[:16]} to {iso(data['last_ms'])[:16]}"
-    return trained, f"{data['records']:,} records, {data['sessions']:,} sessions, {span}"
+def _cells(row: dict[str, Any]) -> Iterator[str]:
+    """A bundle in one line: where it stands, where it comes from, and its last promotion."""
+    promotion = row["promotions"][-1] if row["promotions"] else None
+    records = f"{row['data']['records']:,}" if row["data"] else ""
+    yield from (row["stream"], row["digest"][:12], row["state"], records, _minute(row["created"] or ""))
+    yield from ((_minute(iso(promotion["issued_ms"])), promotion["reason"] or "") if promotion else ("", ""))
 
 
-def _last(promotions: list[dict[str, Any]]) -> str:
-    return promotion_in_words(promotions[-1]) if promotions else ""
+def _minute(moment: str) -> str:
+    return moment[:16].replace("T", " ")
 
 
 def show_bundle(settings: Settings, name: str, reference: str, *, as_json: bool) -> None:

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 from rich.markup import escape
-from rich.table import Table
+from rich.table import Column, Table
 
 from detectors.calibration import Calibration
 from detectors.parts import Learned
@@ -65,10 +65,10 @@ def tables(described: Json) -> Iterator[Table]:
     sections += sorted(name for name in content if name not in {*_FIRST, *_LISTED})
     for name in sections:
         part = content[name]
-        yield _rows(_label(name), flat(part) if isinstance(part, dict) else {name: part})
+        yield _rows(_label(name).capitalize(), flat(part) if isinstance(part, dict) else {name: part})
     yield _quantile_table({what: [part] for what, part in described["quantiles"].items()}, ["score"])
     yield _rows("Limits", {str(n): sentence for n, sentence in enumerate(described["limits"], 1)})
-    table = Table("file", "bytes", "SHA-256", title="Files", title_justify="left")
+    table = Table("file", "bytes", Column("SHA-256", overflow="fold"), title="Files", title_justify="left")
     for name, file in described["files"].items():
         table.add_row(name, f"{file['bytes']:,}", file["sha256"])
     yield table
@@ -114,7 +114,8 @@ def compare(a: Bundle, b: Bundle, learned: tuple[Learned, Learned]) -> Json:
 def comparison_tables(compared: Json) -> Iterator[Table]:
     """What `compare` gave, in words."""
     names = [compared["a"][:12], compared["b"][:12]]
-    table = Table("what differs", *names, title="Manifests", title_justify="left")
+    columns = [Column(name, overflow="fold") for name in names]
+    table = Table("what differs", *columns, title="Manifests", title_justify="left")
     for key, (a, b) in compared["differs"].items():
         table.add_row(escape(_label(key)), *(escape(_in_words(key, value)) for value in (a, b)))
     yield table
@@ -148,18 +149,18 @@ def _calibrations(learned: Learned) -> Iterator[tuple[str, Calibration]]:
 
 
 def _quantiles(calibration: Calibration) -> dict[str, float | None]:
-    """The least score whose p-value is as small as each; None where no held-back score is so rare."""
-    p_values = calibration.p_values(calibration.levels)
+    """The score above which p-values are as small as each or smaller; None where none is."""
+    beyond = calibration.p_values(np.nextafter(calibration.levels, np.float32(np.inf)))
     found: dict[str, float | None] = {}
     for p in _P_VALUES:
-        reached = np.flatnonzero(p_values <= p)
+        reached = np.flatnonzero(beyond <= p)
         found[f"{p:g}"] = float(calibration.levels[reached[0]]) if len(reached) else None
     return found
 
 
 def _quantile_table(quantiles: Mapping[str, list[dict[str, float | None]]], names: list[str]) -> Table:
     columns = [f"{what}: {name}" for what in quantiles for name in names]
-    table = Table("p-value", *columns, title="Scores at which a p-value is reached", title_justify="left")
+    table = Table("p-value", *columns, title="Scores above which p-values are as small", title_justify="left")
     for p in next(iter(quantiles.values()))[0]:
         scores = [of_one[p] for of_both in quantiles.values() for of_one in of_both]
         table.add_row(p, *("never" if score is None else f"{score:.2f}" for score in scores))
@@ -179,7 +180,7 @@ def flat(value: Mapping[str, Any], prefix: str = "") -> Json:
 
 
 def _rows(title: str, rows: Mapping[str, Any]) -> Table:
-    table = Table(title=title, title_justify="left", show_header=False)
+    table = Table("", Column(overflow="fold"), title=title, title_justify="left", show_header=False)
     for key, value in rows.items():
         table.add_row(escape(_label(key)), escape(_in_words(key, value)))
     return table

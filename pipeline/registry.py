@@ -166,16 +166,18 @@ def _served(promotions: list[Promotion], serving: str) -> list[str]:
     >>> [digest[0] for digest in _served([*story, said("rollback", "b", "c")], "b" * 64)]
     ['a', 'b']
     """
+    # What was written after the record of what serves never came to serve.
+    of_serving = [number for number, promotion in enumerate(promotions) if promotion.digest == serving]
     served: list[str] = []
-    for promotion in promotions:
+    for promotion in promotions[: of_serving[-1] + 1] if of_serving else promotions:
+        before = promotion.previous
         if promotion.type == "rollback" and promotion.digest in served:
             served = _up_to(served, promotion.digest)
             continue
-        before = promotion.previous
         if before is not None:  # not always the last: of two at once, only one came to serve
             served = _up_to(served, before) if before in served else [*served, before]
         served.append(promotion.digest)
-    return _up_to(served, serving) if serving in served else [*served, serving]
+    return served if of_serving else [*served, serving]
 
 
 def _up_to(served: list[str], digest: str) -> list[str]:
