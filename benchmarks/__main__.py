@@ -1,5 +1,6 @@
-"""`python -m benchmarks`: runs them all, prints a table and writes JSON with machine facts.
+"""`python -m benchmarks`: runs all that measure speed or go through Kafka, and writes JSON with machine facts.
 
+`python -m benchmarks quality-hdfs` runs a scenario of quality instead, as `benchmarks/quality/scenarios.py` says.
 `--smoke` runs each on a small load, to see that it still works; its figures mean nothing.
 """
 
@@ -7,10 +8,8 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
-import platform
+import sys
 import time
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -18,22 +17,14 @@ from rich.console import Console
 
 from benchmarks import loghub
 from benchmarks import nezha as nezha_data
-from benchmarks.quality import hdfs, hdfs_raw, nezha
+from benchmarks.machine import machine
+from benchmarks.quality import hdfs, hdfs_raw, hdfs_worker, nezha
 from benchmarks.quality import templates as template_quality
+from benchmarks.quality.scenarios import SCENARIOS, add_options, run_scenarios
 from benchmarks.speed import checkpoint, decode, masking, memory, recovery, text_lines, whole_path
 from benchmarks.speed import templates as template_speed
 
 RESULTS = Path(__file__).parent / "results"
-
-
-def machine() -> dict[str, Any]:
-    """What the figures depend on."""
-    model = next((line.split(":")[1].strip() for line in _lines("/proc/cpuinfo") if line.startswith("model name")), "?")
-    packages = ("faust-streaming", "aiokafka", "numba", "numpy", "rocksdict", "torch")
-    return {
-        "processor": model, "cores": os.cpu_count(), "kernel": platform.release(), "python": platform.python_version(),
-        "versions": {name: version(name) for name in packages},
-    }  # fmt: skip
 
 
 def main() -> None:
@@ -41,9 +32,21 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
     parser.add_argument("--smoke", action="store_true", help="small loads, figures without meaning")
     parser.add_argument("--out", type=Path, help="where the JSON goes (default: benchmarks/results/)")
+    add_options(parser)
     options = parser.parse_args()
     screen = Console(highlight=False)
+    out = options.out or RESULTS / f"{time.strftime('%Y%m%d-%H%M%S')}.json"
+    if options.scenarios:
+        unknown = set(options.scenarios) - {*SCENARIOS, "quality"}
+        if unknown:
+            parser.error(f"there is no {unknown.pop()}; there are {', '.join(SCENARIOS)} and quality")
+        sys.exit(run_scenarios(options, screen, out))
+    _run_all(screen, out, options)
+
+
+def _run_all(screen: Console, out: Path, options: argparse.Namespace) -> None:
     results = []
+    few: dict[str, Any]
     screen.print("whole path: producer, broker, one worker, checkpoints, outputs")
     results.append(whole_path.run(*((20_000, 500, 1) if options.smoke else (2_000_000, 100_000, 3)), screen))
     screen.print("checkpoint: what saving costs, and what exactly_once does")
@@ -64,14 +67,15 @@ def main() -> None:
         results += [template_speed.run(screen, systems=systems), template_quality.run(screen, systems)]
     else:
         screen.print("  left out: the labelled data (../shared/data/loghub2k) is not here")
-    screen.print("hdfs: worker against file, and against labels")
+    screen.print("hdfs_worker: worker against file, and against labels")
     if hdfs.available():
-        results.append(hdfs.run(screen, learn=600, play=100, promise=0.01) if options.smoke else hdfs.run(screen))
+        few = {"learn": 600, "play": 100, "promise": 0.01} if options.smoke else {}
+        results.append(hdfs_worker.run(screen, **few))
     else:
         screen.print("  left out: the labelled data (../shared/data/hdfs) is not here")
     screen.print("hdfs_raw: raw lines against given event ids")
     if hdfs_raw.available():
-        few: dict[str, Any] = {"blocks": 250, "ways": ["raw"]} if options.smoke else {}
+        few = {"blocks": 250, "ways": ["raw"]} if options.smoke else {}
         results.append(hdfs_raw.run(screen, **few))
     else:
         screen.print("  left out: the labelled data (../shared/data/hdfs) is not here")
@@ -84,17 +88,9 @@ def main() -> None:
     for result in results:
         shown = {k: v for k, v in result.items() if k not in {"examples", "records_per_s", "runs"}}
         screen.print("  ".join(f"{k} {v:,.4g}" if isinstance(v, float) else f"{k} {v}" for k, v in shown.items()))
-    out = options.out or RESULTS / f"{time.strftime('%Y%m%d-%H%M%S')}.json"
     out.parent.mkdir(parents=True, exist_ok=True)
     out.write_text(json.dumps({"machine": machine(), "results": results}, indent=1))
     screen.print(f"written to {out}")
-
-
-def _lines(path: str) -> list[str]:
-    try:
-        return Path(path).read_text().splitlines()
-    except OSError:
-        return []
 
 
 if __name__ == "__main__":

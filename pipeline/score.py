@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import gzip
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
-from typing import IO, Annotated
+from typing import Annotated
 
 import msgspec
 import orjson
@@ -181,29 +181,44 @@ def _numbered(verdict: Json, partition: _Partition, seen_at: int | None = None) 
     return {"type": verdict["type"], "id": verdict["id"], "line": line, **verdict}
 
 
+def verdicts_of(
+    settings: Settings, name: str, learned: Learned | None, source: Path, progress: Callable[[int], None] | None = None
+) -> Iterator[Json]:
+    """The verdicts on a whole file, in the lines' order; those on sessions that it leaves open come last."""
+    scorer = Scorer(settings, name, learned)
+    lines = events_of(settings.stream(name), read_lines(source, settings.topic_of(name), progress))
+    while chunk := list(islice(lines, CHUNK)):
+        yield from scorer.score(chunk)
+    yield from scorer.finish()
+
+
+def written(verdicts: Iterable[Json], target: Path) -> Iterator[Json]:
+    """The same verdicts, each once it is a line of the file.
+
+    Raises
+    ------
+    UsageError
+        The file cannot be written.
+    """
+    try:
+        with target.open("wb") as out:
+            for verdict in verdicts:
+                out.write(orjson.dumps(verdict) + b"\n")
+                yield verdict
+    except OSError as error:
+        message = f"{target} cannot be written: {error.strerror or error}"
+        raise UsageError(message) from error
+
+
 def score_file(
     settings: Settings, name: str, learned: Learned | None, source: Path, target: Path,
     progress: Callable[[int], None] | None = None,
 ) -> dict[str, int]:  # fmt: skip
     """Score a whole file into another; returns counts for a summary."""
-    scorer = Scorer(settings, name, learned)
     counts = {"records": 0, "sessions": 0, "record_anomalies": 0, "session_anomalies": 0, "dead_letters": 0}
-    lines = events_of(settings.stream(name), read_lines(source, settings.topic_of(name), progress))
-    try:
-        with target.open("wb") as out:
-            while chunk := list(islice(lines, CHUNK)):
-                _write(out, scorer.score(chunk), counts)
-            _write(out, scorer.finish(), counts)
-    except OSError as error:
-        message = f"{target} cannot be written: {error.strerror or error}"
-        raise UsageError(message) from error
-    return counts
-
-
-def _write(out: IO[bytes], verdicts: Iterator[Json], counts: dict[str, int]) -> None:
-    for verdict in verdicts:
+    for verdict in written(verdicts_of(settings, name, learned, source, progress), target):
         kind = verdict["type"]
         counts[f"{kind}s"] += 1
         counts[f"{kind}_anomalies"] += verdict["anomaly"]
         counts["dead_letters"] += verdict["status"] == "dead_letter"
-        out.write(orjson.dumps(verdict) + b"\n")
+    return counts

@@ -11,7 +11,6 @@ from __future__ import annotations
 import csv
 import gzip
 import json
-import sys
 import tempfile
 from collections.abc import Iterable, Sequence
 from itertools import islice
@@ -21,7 +20,8 @@ from typing import Any
 import yaml
 from rich.console import Console
 
-from benchmarks.quality.hdfs import SHARED, compare, offbeat, play_through
+from benchmarks.loghub import SHARED
+from benchmarks.quality.hdfs_worker import compare, offbeat, play_through
 from pipeline.broker import LocalBroker
 
 _LEARNED = 0.6  # of the normal sessions, the first ones
@@ -44,7 +44,6 @@ def run(
     screen: Console, *, blocks: int | None = None, promise: float = 0.01, ways: Sequence[str] = tuple(_WAYS)
 ) -> dict[str, Any]:
     """Train and judge in each way; `blocks` limits their number."""
-    sys.path.insert(0, str(SHARED))
     from evalkit.sessions import session_metrics
 
     labels = {row["block_id"]: int(row["label"]) for row in islice(_table("raw_labels.csv.gz"), blocks)}

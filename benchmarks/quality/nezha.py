@@ -19,7 +19,7 @@ import yaml
 from rich.console import Console
 
 from benchmarks import nezha
-from benchmarks.quality.hdfs import offbeat
+from benchmarks.quality.hdfs_worker import offbeat
 
 WINDOW_S, BEFORE_S = 180, 60
 Alarm = tuple[int, str]  # time in ms, pod

@@ -9,12 +9,12 @@ from pathlib import Path
 
 from rich.console import Console
 
-from benchmarks.quality import hdfs, hdfs_raw
+from benchmarks.quality import hdfs_raw, hdfs_worker
 
 
 def test_worker_and_file_agree_on_hadoop_sessions(kafka_address: str, shared_data: Path) -> None:
     """500 real block sessions: the worker's decisions equal `offbeat score`'s, bit by bit, and some are anomalies."""
-    result = hdfs.run(Console(quiet=True), learn=1_200, play=500, promise=0.01)
+    result = hdfs_worker.run(Console(quiet=True), learn=1_200, play=500, promise=0.01)
     assert result["differences"] == 0, result["examples"]
     assert result["decisions"] > 5_000
     assert result["recall"] > 0.3
@@ -24,10 +24,10 @@ def test_worker_and_file_agree_on_hadoop_sessions(kafka_address: str, shared_dat
 def test_the_comparison_can_fail() -> None:
     """A verdict that differs in one bit of its score, or is missing on one side, is a difference."""
     verdict = {"id": "a", "type": "record", "score": 1.0}
-    assert hdfs.compare([verdict], [verdict]) == []
-    assert hdfs.compare([verdict], [verdict | {"score": 1.0000000000000002}]) == ["a"]
-    assert hdfs.compare([verdict], []) == ["a"]
-    assert hdfs.compare([], [verdict]) == ["a"]
+    assert hdfs_worker.compare([verdict], [verdict]) == []
+    assert hdfs_worker.compare([verdict], [verdict | {"score": 1.0000000000000002}]) == ["a"]
+    assert hdfs_worker.compare([verdict], []) == ["a"]
+    assert hdfs_worker.compare([], [verdict]) == ["a"]
 
 
 def test_smoke(kafka_address: str, tmp_path: Path) -> None:

@@ -1,0 +1,66 @@
+"""`offbeat backtest`: a file scored by the same code as the worker, and its verdicts held against labels."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pipeline.outputs import Json
+
+
+@dataclass(frozen=True)
+class Verdicts:
+    """Verdicts of one kind, records or sessions, as columns in the file's order; NaN where there is no score.
+
+    Attributes
+    ----------
+    line
+        int64, counted from 1; 0 where a session ended with the file.
+    first_ms, last_ms
+        int64: times of a session's first and last event; of a record both its own. 0 where a record has none.
+    """
+
+    session: list[str | None]
+    line: NDArray[np.int64]
+    first_ms: NDArray[np.int64]
+    last_ms: NDArray[np.int64]
+    score: NDArray[np.float64]
+    p_value: NDArray[np.float64]
+    anomaly: NDArray[np.bool_]
+
+    def __len__(self) -> int:
+        return len(self.session)
+
+
+@dataclass
+class _Columns:
+    session: list[str | None] = field(default_factory=list)
+    numbers: list[tuple[int, int, int, float, float, bool]] = field(default_factory=list)
+
+    def frozen(self) -> Verdicts:
+        line, first, last, score, p_value, anomaly = zip(*self.numbers, strict=True) if self.numbers else ((),) * 6
+        whole, real = (np.int64, np.float64)
+        return Verdicts(
+            self.session, np.array(line, whole), np.array(first, whole), np.array(last, whole),
+            np.array(score, real), np.array(p_value, real), np.array(anomaly, np.bool_),
+        )  # fmt: skip
+
+
+def gather(verdicts: Iterable[Json]) -> tuple[Verdicts, Verdicts]:
+    """Verdicts on records, and on sessions."""
+    kinds = {"record": _Columns(), "session": _Columns()}
+    for v in verdicts:
+        columns, last_ms = kinds[v["type"]], int(v["time_ms"] or 0)
+        columns.session.append(v["session"])
+        columns.numbers.append((
+            int(v.get("line") or 0), int(v.get("first_ms", last_ms)), last_ms, _or_nan(v["score"]),
+            _or_nan(v["p_value"]), bool(v["anomaly"]),
+        ))  # fmt: skip
+    return kinds["record"].frozen(), kinds["session"].frozen()
+
+
+def _or_nan(value: float | None) -> float:
+    return np.nan if value is None else value
