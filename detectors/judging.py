@@ -137,5 +137,44 @@ def precision_recall(scores: ArrayLike, anomalous: ArrayLike, weights: ArrayLike
     return Curve(s[last], hits[last] / all_[last], hits[last] / hits[-1])
 
 
+def overlapping(first: ArrayLike, last: ArrayLike, begin: ArrayLike, end: ArrayLike) -> NDArray[np.bool_]:
+    """Whether each of (n,) spans, `first` to `last`, shares a moment with any of (r,) ranges, `begin` to `end`.
+
+    All four are whole numbers of one unit, and ends belong to what they end.
+
+    Examples
+    --------
+    >>> overlapping([0, 5, 9], [4, 5, 9], [4, 6], [5, 8]).tolist()
+    [True, True, False]
+    """
+    f, t, b, e = (np.asarray(values, np.int64) for values in (first, last, begin, end))
+    if not len(b):
+        return np.zeros(len(f), np.bool_)
+    order = np.argsort(b, kind="stable")
+    furthest = np.maximum.accumulate(e[order])  # the latest end of the ranges that have begun
+    begun = np.searchsorted(b[order], t, side="right")
+    found: NDArray[np.bool_] = (begun > 0) & (furthest[np.maximum(begun, 1) - 1] >= f)
+    return found
+
+
+def delays(begin: ArrayLike, end: ArrayLike, first: ArrayLike, last: ArrayLike) -> NDArray[np.float64]:
+    """How long after the begin of each of (r,) ranges it was found; NaN where it was not.
+
+    A range is found at the earliest end of the (a,) alarmed spans, `first` to `last`, that share a moment with it. A
+    record is a span of one moment; a session is known to be strange at its last event.
+
+    Examples
+    --------
+    >>> delays([10, 50], [20, 60], [5, 12, 70], [5, 15, 80]).tolist()
+    [5.0, nan]
+    """
+    f, t = np.asarray(first, np.int64), np.asarray(last, np.int64)
+    found = []
+    for b, e in zip(np.asarray(begin, np.int64).tolist(), np.asarray(end, np.int64).tolist(), strict=True):
+        ends = t[(f <= e) & (t >= b)]
+        found.append(float(ends.min() - b) if len(ends) else np.nan)
+    return np.array(found, np.float64)
+
+
 def _share(part: float, whole: float) -> float | None:
     return part / whole if whole > 0 else None

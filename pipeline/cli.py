@@ -170,6 +170,26 @@ def score(
 
 
 @app.command()
+def backtest(
+    stream: Stream,
+    input_: Annotated[Path, typer.Option("--input", help="JSON lines to score, plain or .gz.")],
+    labels: Annotated[Path, typer.Option(help="CSV: session,label or line,label or start,end[,session].")],
+    config: Config = CONFIG,
+    bundle: Annotated[Path | None, typer.Option(help="A bundle's folder; absent: the one that serves.")] = None,
+    output: Annotated[Path | None, typer.Option(help="Verdicts too, as JSON lines.")] = None,
+    plot: Annotated[Path | None, typer.Option(help="An .svg file for precision, recall and scores.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Score a file and judge the verdicts by labels: precision, recall, false alarms, time to detect."""
+    from pipeline.commands import backtest_stream
+    from pipeline.settings import load_settings
+
+    backtest_stream(
+        load_settings(config), stream, input_, labels, bundle=bundle, output=output, plot_to=plot, as_json=as_json
+    )
+
+
+@app.command()
 def produce(
     file: Annotated[Path, typer.Argument(help="JSON lines, plain or .gz.")],
     stream: Stream,

@@ -159,9 +159,7 @@ def score_stream(
     if learned is None:
         screen.print(f"warning: no bundle serves {name}, so all scores are null; run `offbeat train`", style="yellow")
     _size(source)
-    if target.exists() and target.samefile(source):
-        message = f"--input and --output are the same file, {target}; give the verdicts another"
-        raise UsageError(message)
+    _refuse_same(source, target)
     if stream.time is None:
         screen.print(
             "note: the stream has no `time` field; lines without _timestamp_ms are of 1970, so no gap ends a session",
@@ -177,6 +175,61 @@ def score_stream(
         f"{counts['session_anomalies']:,} anomalies; {counts['dead_letters']:,} records could not be scored. "
         f"Verdicts are in {target}."
     )
+
+
+def _refuse_same(source: Path, target: Path) -> None:
+    if target.exists() and target.samefile(source):
+        message = f"--input and --output are the same file, {target}; give the verdicts another"
+        raise UsageError(message)
+
+
+def backtest_stream(
+    settings: Settings, name: str, source: Path, labels: Path, *, bundle: Path | None, output: Path | None,
+    plot_to: Path | None, as_json: bool,
+) -> None:  # fmt: skip
+    """Score a file, judge its verdicts by labels, and show the measures."""
+    from pipeline.backtest import run_backtest
+    from pipeline.backtest_plot import plot
+    from pipeline.judgement import table
+    from pipeline.labels import read_labels
+    from pipeline.serving import load_serving
+
+    settings.stream(name)
+    if plot_to is not None and plot_to.suffix != ".svg":
+        message = f"--plot {plot_to} is no .svg file, the one kind of plot there is; browsers open it, so name it so"
+        raise UsageError(message)
+    read = read_labels(labels)  # its mistakes are told before minutes go into scoring
+    learned = load_serving(settings, name, bundle)
+    if learned is None:
+        message = f"no bundle serves {name}, so there is nothing to judge; run `offbeat train`, or give one by --bundle"
+        raise UsageError(message)
+    _size(source)
+    if output is not None:
+        _refuse_same(source, output)
+    with _reading(source, f"scoring {source.name}") as count:
+        result = run_backtest(settings, name, learned, source, read, output, count)
+    backtest = result.backtest
+    if plot_to is not None:
+        parts = (("records", backtest.records, result.records), ("sessions", backtest.sessions, result.sessions))
+        title = f"{name}: {source.name} by the labels of {labels.name}"
+        svg = plot(title, [(what, j, held) for what, j, held in parts if j is not None and held is not None])
+        _write_text(plot_to, svg)
+    if as_json:
+        print(backtest.model_dump_json())
+        return
+    Console(highlight=False).print(table(backtest))
+    if backtest.unused_labels:
+        print(f"{backtest.unused_labels:,} of {len(read):,} labels are about nothing in {source}.")
+    for where in filter(None, (output, plot_to)):
+        print(f"{where} is written.")
+
+
+def _write_text(path: Path, text: str) -> None:
+    try:
+        path.write_text(text, "utf-8")
+    except OSError as error:
+        message = f"{path} cannot be written: {error.strerror or error}"
+        raise UsageError(message) from error
 
 
 def produce_file(settings: Settings, name: str, source: Path, rate: float | None, *, as_json: bool) -> None:
