@@ -119,7 +119,7 @@ def precision_recall(scores: ArrayLike, anomalous: ArrayLike, weights: ArrayLike
     Examples
     --------
     >>> curve = precision_recall([0.9, 0.8, 0.7], [True, False, True])
-    >>> curve.recall.tolist(), [round(p, 2) for p in curve.precision], round(curve.area, 3)
+    >>> curve.recall.tolist(), [round(p, 2) for p in curve.precision.tolist()], round(curve.area, 3)
     ([0.5, 0.5, 1.0], [1.0, 0.5, 0.67], 0.833)
 
     References

@@ -10,9 +10,9 @@ from numpy.typing import NDArray
 from pipeline.judgement import Held, Judgement
 
 _WIDTH, _HEIGHT = 320, 220  # of a panel's axes, in pixels
-_LEFT, _TOP, _ACROSS, _DOWN = 60, 50, 420, 310  # where the first panel's axes begin, and how far the next is
+_LEFT, _TOP, _ACROSS, _DOWN = 60, 74, 420, 310  # where the first panel's axes begin, and how far the next is
 _NORMAL, _ANOMALOUS, _LINE = "#4477aa", "#cc3311", "#333333"  # told apart by colour-blind readers too
-_BINS, _MOST_POINTS = 40, 600
+_BINS = 40
 Panel = Iterator[str]
 
 
@@ -39,15 +39,16 @@ def _curve(name: str, judgement: Judgement, held: Held) -> Panel:
     if curve is None:
         yield _text(_WIDTH / 2, _HEIGHT / 2, "the labels call nothing anomalous", anchor="middle")
         return
+    # A point a pixel will do: of those with one recall, nearly, the first, which has the highest precision.
+    shown = np.unique((curve.recall * 2 * _WIDTH).astype(np.int64), return_index=True)[1]
     # A step keeps its precision back to the recall before it, as the area counts it.
-    recall, precision = np.repeat(curve.recall, 2), np.repeat(curve.precision, 2)
-    recall = np.concatenate([[0.0], recall[:-1]])
-    yield _path(_thinned(recall), 1 - _thinned(precision), _NORMAL)
+    recall, precision = np.repeat(curve.recall[shown], 2), np.repeat(curve.precision[shown], 2)
+    yield _path(np.concatenate([[0.0], recall[:-1]]), 1 - precision, _NORMAL)
     if judgement.precision is not None and judgement.recall is not None:
         x, y = judgement.recall * _WIDTH, (1 - judgement.precision) * _HEIGHT
         yield f'<circle cx="{x:.1f}" cy="{y:.1f}" r="5" fill="{_ANOMALOUS}"/>'
     found = f"AUC-PR {judgement.auc_pr:.3f}; dot: the calibrated threshold, F1 {judgement.f1:.3f}"
-    yield _text(0, -6, found)
+    yield _text(0, -9, found)
 
 
 def _histogram(name: str, held: Held) -> Panel:
@@ -67,26 +68,21 @@ def _histogram(name: str, held: Held) -> Panel:
         x = np.repeat(np.linspace(0, 1, _BINS + 1), 2)[1:-1]
         yield _path(x, 1 - np.repeat(share / top, 2), colour, filled=True)
     for place, (colour, what) in enumerate(((_NORMAL, "normal"), (_ANOMALOUS, "anomalous"))):
-        yield _text(place * 130, -6, f"{what}, {len(groups[colour]):,}", colour=colour)
+        yield _text(place * 130, -9, f"{what}, {len(groups[colour]):,}", colour=colour)
     alarmed = held.score[scored & held.alarmed]
     if len(alarmed):
         at = (float(alarmed.min()) - edges[0]) / (edges[-1] - edges[0]) * _WIDTH
         yield f'<path d="M{at:.1f} 0V{_HEIGHT}" stroke="{_LINE}" stroke-dasharray="4 3"/>'
-        yield _text(260, -6, "- - least alarmed")
+        yield _text(260, -9, "- - least alarmed")
 
 
 def _axes(title: str, across: str, x: tuple[float, float], y: tuple[float, float]) -> Panel:
-    yield _text(0, -22, title, size=13)
+    yield _text(0, -26, title, size=13)
     yield f'<path d="M0 0V{_HEIGHT}H{_WIDTH}" fill="none" stroke="{_LINE}"/>'
     for share in (0.0, 0.5, 1.0):
         yield _text(share * _WIDTH, _HEIGHT + 16, f"{x[0] + share * (x[1] - x[0]):.3g}", anchor="middle")
         yield _text(-6, (1 - share) * _HEIGHT + 4, f"{y[0] + share * (y[1] - y[0]):.3g}", anchor="end")
     yield _text(_WIDTH / 2, _HEIGHT + 32, across, anchor="middle")
-
-
-def _thinned(values: NDArray[np.float64]) -> NDArray[np.float64]:
-    """At most so many points that no eye misses one, both ends among them."""
-    return values[np.unique(np.linspace(0, len(values) - 1, _MOST_POINTS).astype(np.int64))]
 
 
 def _path(x: NDArray[np.float64], y: NDArray[np.float64], colour: str, *, filled: bool = False) -> str:

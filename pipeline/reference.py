@@ -20,6 +20,7 @@ from prometheus_client.metrics import MetricWrapperBase
 from pydantic import BaseModel, Field, SecretStr, TypeAdapter
 from pydantic.fields import FieldInfo
 
+from pipeline.judgement import Backtest
 from pipeline.metrics import Metrics
 from pipeline.settings import LATER_KEYS, LATER_VALUES, Settings
 from pipeline.stream_settings import DurationMs, NamedNumbers, Scalar, StreamSettings
@@ -70,10 +71,12 @@ _ABOUT = {
 def documents() -> dict[str, str]:
     """Every document by its path below the repository's root."""
     schemas = {f"docs/schemas/{name}.json": _json(schema_of(name)) for name in MESSAGES}
+    backtest = _schema("backtest", Backtest, "What `offbeat backtest --json` prints.")
     return {
         "docs/configuration.md": _configuration(),
         "docs/metrics.md": _metrics(),
         **schemas,
+        "docs/schemas/backtest.json": _json(backtest),
         "docs/asyncapi.yaml": _asyncapi(),
     }
 
@@ -276,12 +279,16 @@ def schema_of(name: str) -> dict[str, Any]:
     """JSON Schema of one output topic's messages."""
     kinds = MESSAGES[name]
     message: Any = kinds[0] if len(kinds) == 1 else Annotated[Union[kinds], Field(discriminator="type")]  # noqa: UP007
-    schema = TypeAdapter(message).json_schema(mode="serialization")
+    return _schema(name, message, _ABOUT[name])
+
+
+def _schema(name: str, of: Any, about: str) -> dict[str, Any]:
+    schema = TypeAdapter(of).json_schema(mode="serialization")
     return {
         "$schema": "https://json-schema.org/draft/2020-12/schema",
         "$comment": _MADE,
         "title": name,
-        "description": _ABOUT[name],
+        "description": about,
         **{key: value for key, value in schema.items() if key not in {"title", "description"}},
     }
 
