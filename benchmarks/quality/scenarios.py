@@ -18,7 +18,7 @@ import yaml
 from rich.console import Console
 
 from benchmarks.machine import machine
-from benchmarks.quality import hdfs, smd
+from benchmarks.quality import bgl, hdfs, nab, smd
 from benchmarks.quality.outcome import Outcome, failures, read_tolerances, table
 from benchmarks.quality.trial import Setup, cores
 
@@ -32,7 +32,9 @@ class Scenario(NamedTuple):
 
 SCENARIOS = {
     "quality-hdfs": Scenario(hdfs.run, hdfs.available),
+    "quality-bgl": Scenario(bgl.run, bgl.available),
     "quality-smd": Scenario(smd.run, smd.available),
+    "quality-nab": Scenario(nab.run, nab.available),
 }
 
 

@@ -11,7 +11,7 @@ import pytest
 from rich.console import Console
 
 from benchmarks.__main__ import main
-from benchmarks.quality import hdfs, smd
+from benchmarks.quality import bgl, hdfs, nab, smd
 from benchmarks.quality.outcome import Outcome, failures, mean_of, read_tolerances, table
 from benchmarks.quality.scenarios import SCENARIOS
 from benchmarks.quality.trial import Setup, cores
@@ -106,3 +106,27 @@ def test_smd_takes_the_least_score_where_there_is_none(shared_data: Path) -> Non
     found = smd.judge(scores, labels > 0, np.zeros((400, 1), np.float32), labels)
     assert found["auc_pr"] == found["f1"] == 1.0
     assert found["kept"] == 0.0
+
+
+def test_bgl_is_judged_by_windows(shared_data: Path) -> None:
+    """A window is alarmed if one of its lines is; lines of unknown label are in no window."""
+    labels, alarmed = np.zeros(401, np.int8), np.zeros(401, bool)
+    labels[[0, 150]] = -1, 1  # line 0 is in no window, so 1 begins the first
+    alarmed[[161, 390]] = True
+    found = bgl.judge(alarmed.astype(float), alarmed, labels)
+    assert (found["precision@20"], found["recall@20"]) == (0.0, 0.0)  # 161 begins the next
+    assert (found["precision@100"], found["recall@100"]) == (0.5, 1.0)
+    assert found["kept"] == 2 / 399
+
+
+def test_nab_is_judged_by_the_official_rules(shared_data: Path) -> None:
+    """A window hit at its begin is worth 100, silence 0, and alarms in probation do not count."""
+    times = [f"t{i}" for i in range(200)]
+    series = {"a/x": nab.Series(times, list(range(200)), np.zeros(200), [("t100", "t119")])}
+    silent, hit = np.zeros(200), np.zeros(200)
+    hit[[5, 100]] = 1.0
+    assert series["a/x"].probation == 30
+    assert nab.judge(series, {"a/x": (silent, silent > 0)})["calibrated"] == pytest.approx(0)
+    found = nab.judge(series, {"a/x": (hit, hit > 0)})
+    assert (found["official"], found["calibrated"]) == (pytest.approx(100), pytest.approx(100))
+    assert found["alarmed"] == 1 / 170
