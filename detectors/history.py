@@ -117,7 +117,8 @@ def data_span(history: History) -> dict[str, Any]:
     events = [partition.events for partition in history.partitions]
     fingerprint = sha256()
     for of_partition in events:
-        fingerprint.update(of_partition.time_ms.tobytes() + of_partition.session.tobytes())
+        columns = (of_partition.time_ms, of_partition.session, of_partition.numbers)
+        fingerprint.update(b"".join(column.tobytes() for column in columns))
         for column in of_partition.tokens:
             fingerprint.update("\0".join("" if t is None else t for t in column).encode())
     return {
