@@ -26,11 +26,12 @@ from features.windows import WindowRules
 from models.bundle import Bundle
 from models.errors import BundleError
 from models.runtime import Runtime, load_runtime
-from models.spec import ModelSpec
+from models.spec import WINDOWED, ModelSpec
 
 NO_TEMPLATES = Templates(())
 NO_NUMBERS = NumberBins(())
 NO_RULES = NumberRules()
+NO_WINDOW = 0  # of a core whose weights are for any
 USUAL_MODEL = ModelSpec("gru", 64, ())
 VOCABULARY_VERSION = 2  # the first had no version in its file, and no `<rare>`
 
@@ -119,11 +120,12 @@ class Parts:
     def schema(self) -> dict[str, Any]:
         """What a bundle must have been trained with, as its manifest holds it."""
         rules, numbers = self.measures, self.number_fields
-        return {
+        schema = {
             "tokens": list(self.fields[: self.shape.fields]), "core": self.model.core,
             "hidden": self.model.hidden, "numbers": list(numbers),
             "counters": [*(numbers[column] for column in rules.counters), *rules.counter_names],
         }  # fmt: skip
+        return schema | ({"context": self.model.window} if self.model.core in WINDOWED else {})
 
     def spec(self, vocabulary: Vocabulary, numbers: NumberBins, seasonal: Sequence[str]) -> ModelSpec:
         """The model over what was learned of the fields."""
@@ -293,7 +295,8 @@ def learned_of(bundle: Bundle) -> Learned:
     except (KeyError, ValueError, SafetensorError) as error:
         message = f"bundle {bundle.digest[:12]} lacks a part ({error}); run `offbeat train --promote`"
         raise BundleError(message) from None
-    spec = ModelSpec(schema["core"], schema["hidden"], (*vocabulary.sizes, *bins.sizes), _input_sizes(seasonal))
+    sizes, inputs = (*vocabulary.sizes, *bins.sizes), _input_sizes(seasonal)
+    spec = ModelSpec(schema["core"], schema["hidden"], sizes, inputs, schema.get("context", NO_WINDOW))
     model = load_runtime(spec, weights)
     return Learned(bundle.digest, vocabulary, model, records, sessions, templates, certificate, bins, seasonal, usual)
 

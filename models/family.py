@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from models.spec import ModelSpec, state_size
 
 EMBEDDING = 16
+DROPOUT = 0.1  # in training: few sessions would else be learned by heart
 
 
 class SequenceModel(nn.Module):
@@ -89,8 +90,21 @@ class SequenceModel(nn.Module):
         self.load_state_dict({name: torch.from_numpy(np.array(value)) for name, value in weights.items()})
 
 
-def make_model(spec: ModelSpec) -> SequenceModel:
-    """An untrained model of the core that `spec` names."""
-    from models.gru import GruModel  # cores subclass this module's class
+def latest(x: Tensor, count: int, past: int, lengths: Tensor | None) -> Tensor:
+    """(B, count, ...) the last entries of rows that hold `past` of them and then `lengths` (B,) more; absent: all."""
+    if lengths is None:
+        return x[:, x.shape[1] - count :]
+    at = (lengths.to(x.device) + (past - count)).unsqueeze(1) + torch.arange(count, device=x.device)
+    return x[torch.arange(len(x), device=x.device).unsqueeze(1), at]
 
-    return {"gru": GruModel}[spec.core](spec)
+
+def make_model(spec: ModelSpec, dropout: float = DROPOUT) -> SequenceModel:
+    """An untrained model of the core that `spec` names; the GRU has no dropout."""
+    from models.gru import GruModel  # cores subclass this module's class
+    from models.lstm import LstmModel
+    from models.tcn import TcnModel
+    from models.transformer import TransformerModel
+
+    if spec.core == "gru":
+        return GruModel(spec)
+    return {"lstm": LstmModel, "tcn": TcnModel, "transformer": TransformerModel}[spec.core](spec, dropout)

@@ -105,7 +105,7 @@ def score_and_step(
         (n, G, 2) int32, of the last G fields: what comes is known to be one of the ids from the first number to before
         the second, so surprise is that of the id given this; less its mean, the entropy of what is predicted.
     hidden
-        (S, H) float32, advanced in place; the caller owns it.
+        (S, H or more) float32, advanced in place; the caller owns it.
     table, table_offset, gap_weight, bias
         Input part of the gates: (sum V, 3H) rows by token, (F + I,) where each field's begin, (3H,) and (3H,).
     recurrent, recurrent_bias
@@ -116,7 +116,7 @@ def score_and_step(
     surprise, states, end_surprise
         Out: (n, F) float32 in nats, (m, H) states each operation was scored under, (m,) surprise of each end.
     """
-    size = hidden.shape[1]
+    size = len(start)  # rows may be wider; what lies beyond is another's
     fields, inputs = len(head_offset) - 1, tokens.shape[1]
     free = fields - among.shape[1]
     width = head.shape[1]

@@ -6,7 +6,9 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
-CORES = ("gru",)
+CORES = ("gru", "lstm", "transformer", "tcn")
+WINDOWED = ("transformer", "tcn")  # cores whose weights are for one window
+LAYERS = 2  # of the Transformer
 
 
 @dataclass(frozen=True)
@@ -58,4 +60,16 @@ def state_size(core: str, hidden: int, window: int, columns: int) -> int:
 
     The first H are what the heads read, whichever the core; the rest is the core's own.
     """
-    return {"gru": hidden}[core]
+    if core == "transformer":
+        return hidden + 1 + window * (columns + 1)
+    return hidden * {"gru": 1, "lstm": 2, "tcn": 1 + sum(dilations(window))}[core]
+
+
+def dilations(window: int) -> tuple[int, ...]:
+    """How far back each block of a TCN looks: 1, 2, 4 and so on, while together they see no more than the window."""
+    return tuple(1 << layer for layer in range(window.bit_length() - 1))
+
+
+def band(window: int) -> int:
+    """w, the events that each of a Transformer's L layers looks at: L (w - 1) + 1 are at most the window."""
+    return (window - 1) // LAYERS + 1

@@ -108,6 +108,7 @@ def _epoch(
 ) -> tuple[float, int]:  # fmt: skip
     """One pass; learns when there is an optimizer. Returns nats per event and the number of events."""
     total, events = 0.0, 0
+    model.train(optimizer is not None)
     for batch in _batches(sequences, options.batch_tokens, shuffle):
         tokens, log_gap, targets = pad(batch, model.spec.sizes)
         state = model.start_state(len(batch))

@@ -22,7 +22,7 @@ from pydantic.fields import FieldInfo
 
 from pipeline.judgement import Backtest
 from pipeline.metrics import Metrics
-from pipeline.settings import LATER_KEYS, LATER_VALUES, Settings
+from pipeline.settings import LATER_KEYS, Settings
 from pipeline.stream_settings import DurationMs, NamedNumbers, Scalar, StreamSettings
 from pipeline.units import format_duration_ms
 from pipeline.wire import MESSAGES
@@ -132,7 +132,6 @@ def _configuration() -> str:
         "", "| key | what |", "|---|---|",
     ]  # fmt: skip
     lines += [f"| `{key.replace('*', 'NAME')}` | {what} |" for key, what in LATER_KEYS.items()]
-    lines += [f"| `{key.replace('*', 'NAME')}: {value}` | {what} |" for (key, value), what in LATER_VALUES.items()]
     return "\n".join(lines) + "\n"
 
 

@@ -28,7 +28,7 @@ from features.windows import window_columns
 from models.bundle import Bundle, read_bundle
 from models.errors import BundleError
 from models.folders import Folder
-from models.spec import ModelSpec, state_size
+from models.spec import ModelSpec
 from pipeline.bundles import read_by_digest, read_serving
 from pipeline.errors import UsageError
 from pipeline.settings import Settings
@@ -139,12 +139,11 @@ def make_parts(settings: Settings, name: str, learned: Learned | None) -> Parts:
     measures = _measures(stream) if windows is None else NumberRules(seasonal=stream.seasons)
     counters = len(measures.counters) or len(measures.counter_names)
     model = ModelSpec(stream.model.core, stream.model.hidden, (), (), stream.model.context)
-    state = state_size(model.core, model.hidden, model.window, words + len(numbers) + len(stream.seasons))
     return Parts(
         stream=name,
         topic=settings.topic_of(name),
         fields=(*stream.fields[:words], *numbers),
-        shape=RowShape(state, stream.model.context, words, len(numbers), counters),
+        shape=RowShape(stream.state_numbers, stream.model.context, words, len(numbers), counters),
         rules=_rules(settings, stream),
         rate=stream.promise.false_alarm_rate,
         encoder=TokenEncoder(words, None if learned is None else learned.vocabulary),
@@ -232,6 +231,8 @@ def state_fingerprint(settings: Settings, name: str) -> str:
         parts["allowed"] = stream.late.allowed
     if stream.duplicates.id is not None:
         parts["duplicates"] = stream.duplicates.model_dump()
+    if stream.model.core == "transformer":
+        parts["seasons"] = stream.seasons  # its state holds the ids of events, these too
     parts |= _reading(settings, name)
     return _digest_of(parts)
 

@@ -36,13 +36,6 @@ LATER_KEYS = {
     "streams.*.segment": "segments",
     "streams.*.promise.alert_budget": "alert budgets",
 }
-# Values that exist in the design but not in this version, by key; and what there is instead.
-LATER_VALUES = {
-    ("streams.*.model.core", "lstm"): "the LSTM core",
-    ("streams.*.model.core", "transformer"): "the Transformer core",
-    ("streams.*.model.core", "tcn"): "the TCN core",
-}
-_INSTEAD = {"streams.*.model.core": "gru"}
 
 # What was expected, by pydantic's type of error, where its own words would not help.
 _EXPECTED = {
@@ -333,11 +326,6 @@ def _refuse_later_keys(raw: Mapping[str, Any], source: str) -> None:
         for found in _find(raw, key.split(".")):
             message = f"{source}: {found[0]} ({what}) is not in this version yet; remove the key"
             raise ConfigError(message)
-    for (key, value), what in LATER_VALUES.items():
-        for found in _find(raw, key.split(".")):
-            if found[1] == value:
-                message = f"{source}: {found[0]}: {value} ({what}) is not in this version yet; write {_INSTEAD[key]}"
-                raise ConfigError(message)
 
 
 def _find(node: Any, path: list[str], so_far: str = "") -> list[tuple[str, Any]]:

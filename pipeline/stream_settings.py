@@ -27,8 +27,9 @@ DurationMs = Annotated[
     PlainSerializer(format_duration_ms, when_used="json"),
 ]
 Scalar = str | bool | int | float
-# What a row keeps at most, so that the changelog takes it: numbers of the context, tokens of open windows.
-_MOST_KEPT_NUMBERS, _MOST_WINDOW_TOKENS = 32_768, 60
+# What a row keeps at most, so that the changelog takes it: numbers of the context and of the model's state, tokens of
+# open windows.
+_MOST_KEPT_NUMBERS, _MOST_STATE_NUMBERS, _MOST_WINDOW_TOKENS = 32_768, 32_768, 60
 _MOST_SAMPLES, _MOST_SAMPLE_BYTES = 1_024, 256 << 10
 MAX_BUCKETS = 10_000  # as many as a field has tokens of its own at most
 
@@ -123,11 +124,17 @@ class DuplicateSettings(Section):
 class ModelSettings(Section):
     """The sequence model of a stream."""
 
-    core: Literal["gru"] = Field("gru", description="The recurrent part.")
-    hidden: Literal[16, 32, 64, 128, 256] = Field(64, description="Size of the hidden state.")
-    context: int = Field(
-        32, ge=4, le=256, description="Last events kept per session: shown in explanations, replayed for a new model."
+    core: Literal["gru", "lstm", "transformer", "tcn"] = Field(
+        "gru",
+        description="What carries a session's past from event to event. gru and lstm carry a state and are cheap for "
+        "each record; tcn and transformer look back at the last `context` events.",
     )
+    hidden: Literal[16, 32, 64, 128, 256] = Field(64, description="Width of what the core tells the heads.")
+    context: int = Field(
+        32, ge=4, le=256,
+        description="Last events kept per session: shown in explanations, replayed for a new model, and all that a "
+        "tcn or transformer sees.",
+    )  # fmt: skip
 
 
 class PromiseSettings(Section):
@@ -393,6 +400,25 @@ class StreamSettings(Section):
                 f"({_MOST_KEPT_NUMBERS:,}); make model.context or the numbers fewer"
             )
             raise ValueError(message)
+        if self.state_numbers > _MOST_STATE_NUMBERS:
+            message = (
+                f"a {self.model.core}'s state with model.hidden {self.model.hidden} and model.context "
+                f"{self.model.context} is {self.state_numbers:,} numbers, more than a session's row can hold "
+                f"({_MOST_STATE_NUMBERS:,}); make one of the two smaller"
+            )
+            raise ValueError(message)
+
+    @property
+    def state_numbers(self) -> int:
+        """How many numbers a row keeps of the model."""
+        from features.windows import window_columns
+        from models.spec import state_size
+
+        windows = self.window_rules(self.session.gap)
+        numbers = self.number_fields if windows is None else window_columns(self.number_fields, windows)
+        tokens = len(self.fields) - len(self.number_fields)
+        columns = tokens + len(numbers) + len(self.parameter_fields) + len(self.seasons)
+        return state_size(self.model.core, self.model.hidden, self.model.context, columns)
 
     def window_rules(self, gap_ms: int) -> WindowRules | None:
         """What `window` says; None where samples are scored one by one. Counters are known for a session's gap."""

@@ -15,9 +15,10 @@ from hypothesis import strategies as st
 from pydantic import BaseModel, ValidationError
 
 from features.windows import WindowRules
+from models.spec import state_size
 from pipeline.errors import ConfigError, UsageError
 from pipeline.reference import example
-from pipeline.serving import make_decoder, record_name, saved_name, state_fingerprint
+from pipeline.serving import make_decoder, make_parts, record_name, saved_name, state_fingerprint
 from pipeline.settings import Settings, StreamSettings, environment_variables, load_settings, parse_settings
 
 
@@ -315,3 +316,47 @@ def test_rules_of_parents_and_keys_are_taken() -> None:
         "mask": {"user": "redact", "@key": "redact"},
     }
     assert parse_settings({"streams": {"s": stream}}, {}).stream("s").mask_rules.keys() == {"user", "@key"}
+
+
+@pytest.mark.parametrize(
+    ("core", "section", "numbers"),
+    [
+        ("gru", {}, 64),
+        ("lstm", {"numbers": ["x"]}, 128),
+        ("tcn", {"numbers": ["x"]}, 64 * 32),
+        ("transformer", {"numbers": ["x"]}, 64 + 1 + 32 * 3),
+        ("transformer", {"kind": "logs", "message": "m", "parameters": 2, "season": ["hour"]}, 64 + 1 + 32 * 6),
+        ("transformer", {"kind": "metrics", "numbers": ["x", "y"], "window": {"size": "1m"}}, 64 + 1 + 32 * 9),
+    ],
+)
+def test_a_row_holds_the_cores_state(core: str, section: dict[str, Any], numbers: int) -> None:
+    """Its width follows from core, hidden, context and all that the model is given of an event."""
+    stream = {"topic": "t", "session": {"by": "k"}, "tokens": ["a"], "model": {"core": core}} | section
+    settings = parse_settings({"streams": {"s": stream}}, {})
+    parts = make_parts(settings, "s", None)
+    assert parts.shape.hidden == settings.stream("s").state_numbers == numbers
+    columns = len(parts.fields) + len(settings.stream("s").seasons)
+    assert numbers == state_size(core, 64, 32, columns)
+
+
+def test_a_state_too_large_for_a_row_is_refused() -> None:
+    """A wide core that sees far keeps more than a changelog takes; the sentence says what to make smaller."""
+    stream: dict[str, Any] = {"topic": "t", "session": {"by": "k"}, "tokens": ["a"]}
+    for context, fits in ((255, True), (256, False)):
+        model = {"core": "tcn", "hidden": 256, "context": context}
+        if fits:
+            parse_settings({"streams": {"s": stream | {"model": model}}}, {})
+            continue
+        with pytest.raises(ConfigError, match=r"256 is 65,536 numbers, more than a session's row can hold \(32,768\)"):
+            parse_settings({"streams": {"s": stream | {"model": model}}}, {})
+
+
+def test_seasons_are_in_a_transformers_rows_alone() -> None:
+    """It keeps the ids of events, so rows written with other seasons cannot be followed; other cores' rows can."""
+    for core, count in (("gru", 1), ("tcn", 1), ("transformer", 2)):
+        stream = {"topic": "t", "session": {"by": "k"}, "tokens": ["a"], "model": {"core": core}}
+        found = {
+            state_fingerprint(parse_settings({"streams": {"s": stream | {"season": season}}}, {}), "s")
+            for season in ([], ["hour"])
+        }
+        assert len(found) == count
