@@ -24,32 +24,31 @@ END = "<end>"
 
 def explain_record(verdicts: Verdicts, operation: int, rows: SessionRows, parts: Parts) -> dict[str, Any]:
     """Explain the step `operation` of the walk. `rows` are those before the slice. Work: one head, SHOWN lookups."""
-    assert parts.learned is not None, "a record is an anomaly only under a bundle"
     record = int(verdicts.walk.record[operation])
     return {
         "observed": observed(verdicts, record, parts),
-        "expected": _expected(parts.learned, parts, verdicts.states[operation], _names(verdicts.events, record, parts)),
+        "expected": _expected(parts, verdicts.states[operation], _names(verdicts.events, record, parts)),
         "contributions": {
             field: float(nats) for field, nats in zip(parts.fields, verdicts.surprise[record], strict=True)
         },
-        "context": _context(verdicts, operation, rows, parts, parts.learned.vocabulary),
+        "context": _context(verdicts, operation, rows, parts),
     }
 
 
 def explain_end(verdicts: Verdicts, end: int, rows: SessionRows, parts: Parts) -> dict[str, Any]:
     """Explain the session verdict number `end` of the slice: its worst record, and whether it should have ended."""
-    assert parts.learned is not None, "a session is an anomaly only under a bundle"
     operation = int(verdicts.ends.operation[end])
     worst, offset = float(verdicts.ends.worst[end]), int(verdicts.ends.worst_offset[end])
+    end_surprise = float(verdicts.ends.end_surprise[end])
     return {
         "observed": {"end": ENDED[int(verdicts.walk.kind[operation])]},
-        "expected": _expected(parts.learned, parts, verdicts.states[operation]),
+        "expected": _expected(parts, verdicts.states[operation]),
         "contributions": {
             "worst_record": worst if math.isfinite(worst) else None,
-            "end": float(verdicts.ends.end_surprise[end]),
+            "end": end_surprise if math.isfinite(end_surprise) else None,
         },
         "worst_offset": offset if offset >= 0 else None,
-        "context": _context(verdicts, operation, rows, parts, parts.learned.vocabulary),
+        "context": _context(verdicts, operation, rows, parts),
     }
 
 
@@ -76,10 +75,13 @@ def _names(events: Events, record: int, parts: Parts) -> list[str | None]:
     return [None if column is None else column[record] for column in names or [None] * len(parts.number_fields)]
 
 
-def _expected(
-    learned: Learned, parts: Parts, state: NDArray[np.float32], names: Sequence[str | None] | None = None
-) -> dict[str, Any]:
-    """The likeliest tokens, and of numbers where they should lie; of named ones those of `names`, if they are known."""
+def _expected(parts: Parts, state: NDArray[np.float32], names: Sequence[str | None] | None = None) -> dict[str, Any]:
+    """The likeliest tokens, and of numbers where they should lie; of named ones those of `names`, if they are known.
+
+    Nothing while warming up: counts are kept by hashes, which cannot be turned back.
+    """
+    if (learned := parts.learned) is None:
+        return {field: [] for field in parts.fields}
     expected: dict[str, Any] = {}
     for f, (field, log_p) in enumerate(zip(parts.fields, learned.runtime.log_probabilities(state[None]), strict=True)):
         p = log_p[0]
@@ -99,9 +101,7 @@ def _text(learned: Learned, field: int, token: int) -> str:
     return END if token == learned.vocabulary.sizes[field] else learned.vocabulary.text(field, token)
 
 
-def _context(
-    verdicts: Verdicts, operation: int, rows: SessionRows, parts: Parts, vocabulary: Vocabulary
-) -> list[dict[str, Any]]:
+def _context(verdicts: Verdicts, operation: int, rows: SessionRows, parts: Parts) -> list[dict[str, Any]]:
     """The session's last events before an operation, oldest first, the same however the stream was sliced.
 
     Tokens are read back from their hashes, also those of this slice, so an unknown one is `<oov>` in either case.
@@ -120,6 +120,7 @@ def _context(
         times, hashes = np.concatenate([before[0], times]), np.concatenate([before[1], hashes])
         measures = np.concatenate([before[2], measures])
     shown = min(SHOWN, parts.shape.context)
+    vocabulary = None if parts.learned is None else parts.learned.vocabulary
     return in_words(times[-shown:], hashes[-shown:], measures[-shown:], parts, vocabulary)
 
 

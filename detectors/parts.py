@@ -14,6 +14,8 @@ from safetensors import SafetensorError
 from safetensors.numpy import load, save
 
 from detectors.calibration import Calibration
+from detectors.half_space_trees import Trees
+from detectors.online import ONLINE, OnlineRules
 from detectors.rows import RowShape
 from detectors.schema_watch import SchemaWatch
 from features.events import Events
@@ -99,6 +101,8 @@ class Parts:
         How many event ids a partition remembers, to know duplicates; 0 where events have none.
     sends_late
         Late records are sent to a topic of their own instead of being judged.
+    online
+        How records are scored until a bundle serves.
     """
 
     stream: str
@@ -115,6 +119,18 @@ class Parts:
     windows: WindowRules | None = None
     watch: SchemaWatch | None = None
     model: ModelSpec = USUAL_MODEL
+    online: OnlineRules = ONLINE
+
+    @property
+    def learns_online(self) -> bool:
+        """Whether records are scored by what is learned online: before a bundle, and where they count as they come."""
+        return self.learned is None and not (self.rules.reorder_ms or self.rules.windowed)
+
+    @cached_property
+    def trees(self) -> Trees | None:
+        """The half-space trees of the numbers, where there are any: over each number and its change."""
+        numbers = len(self.number_fields)
+        return Trees.grow(self.online.trees, self.online.height, 2 * numbers) if numbers else None
 
     @property
     def schema(self) -> dict[str, Any]:

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from detectors.intake import Intake, take_in
 from detectors.parts import Learned, Parts
 from detectors.rows import NO_BUNDLE, NO_OFFSET, PartitionState, SessionRows, remember
+from detectors.warming_up import score_warming_up, without_bundle
 from features.events import Events
 from features.measures import measure
 from features.sessions import Walk, log_gaps, walk_sessions
@@ -40,6 +41,8 @@ class SessionEnds:
         (E,) surprise of the end alone.
     worst, worst_offset, last_offset
         (E,) largest record score, where it was, and the offset of the last record.
+    confidence
+        (E,) float64: as of records, at the session's last one.
     """
 
     operation: NDArray[np.intp]
@@ -50,6 +53,7 @@ class SessionEnds:
     worst: F32
     worst_offset: NDArray[np.int64]
     last_offset: NDArray[np.int64]
+    confidence: NDArray[np.float64]
 
 
 @dataclass(frozen=True)
@@ -59,13 +63,16 @@ class Verdicts:
     Attributes
     ----------
     status
-        "ok", or "warming_up" while no bundle serves; scores are NaN then.
+        "ok", or "warming_up" while no bundle serves: then scores come from what is learned online, NaN at first.
     measures
         (n, N) float32: what the model saw of the numbers.
     surprise
         (n, F + N) nats per field; score is their sum.
     score, p_value, anomaly
         (n,) float32, float64, bool.
+    confidence
+        (n,) float64 in [0, 1): how much a score says while warming up (`detectors.online.OnlineScores`); NaN under a
+        bundle.
     unknown
         (F,) int64: how many tokens of each field the bundle does not know.
     rare
@@ -87,6 +94,7 @@ class Verdicts:
     score: F32
     p_value: NDArray[np.float64]
     anomaly: NDArray[np.bool_]
+    confidence: NDArray[np.float64]
     unknown: NDArray[np.int64]
     rare: NDArray[np.int64]
     states: F32
@@ -131,6 +139,10 @@ def process_batch(
     ids = parts.ids(events, measures)
     surprise, end_surprise, states, hidden = _surprise(ids, parts.among(events, ids), rows, walk, parts)
     surprise[:, parts.shape.fields :] += parts.tails(events, measures, ids)
+    online, learned_online = None, None
+    if parts.learns_online:
+        online, learned_online = score_warming_up(walk, hashes, measures, rows, partition, parts)
+        surprise, hidden = online.surprise, online.hidden
     score = _sum_fields(surprise)
 
     after = _after(rows, intake, walk, hidden, counters)
@@ -144,18 +156,25 @@ def process_batch(
     after.bundle[walk.row[walk.steps]] = NO_BUNDLE if learned is None else learned.number
 
     ended = walk.of_ends
-    end_score = np.maximum(worst[ended], end_surprise[ended])
+    end_score = np.where(
+        np.isnan(end_surprise[ended]), _known(worst[ended]), np.maximum(worst[ended], end_surprise[ended])
+    )
     p_value, end_p_value = _p_values(score, end_score, learned)
+    confidence, end_confidence = np.full(len(score), np.nan), np.full(len(ended), np.nan)
+    if online is not None:
+        p_value, end_p_value = online.p_value, online.end_p_value[ended]
+        confidence, end_confidence = online.confidence, online.end_confidence[ended]
     verdicts = Verdicts(
         events, hashes, measures, walk, WARMING_UP if learned is None else OK, surprise, score, p_value,
-        (p_value <= parts.rate) & ~walk.is_late, *_unknown_and_rare(ids, parts), states,
+        (p_value <= parts.rate) & ~walk.is_late, confidence, *_unknown_and_rare(ids, parts), states,
         SessionEnds(
             ended, end_score, end_p_value, end_p_value <= parts.rate, end_surprise[ended],
-            worst[ended], worst_offset[ended], last_offset[ended],
+            worst[ended], worst_offset[ended], last_offset[ended], end_confidence,
         ),
         intake, intake.ordered.seen_at + parts.rules.reorder_ms - events.time_ms,
     )  # fmt: skip
-    return verdicts, after, partition.advance(arrived.next_offset, intake.ordered.watermark_ms, len(arrived))
+    watermark_ms = intake.ordered.watermark_ms
+    return verdicts, after, partition.advance(arrived.next_offset, watermark_ms, len(arrived), learned_online)
 
 
 def _after(rows: SessionRows, intake: Intake, walk: Walk, hidden: F32, counters: Counters) -> SessionRows:
@@ -183,6 +202,11 @@ def _surprise(
         ids, log_gaps(walk.gap_ms), rows.hidden, among,
     )  # fmt: skip
     return scores.surprise, scores.end_surprise, scores.states, scores.hidden
+
+
+def _known(worst: F32) -> F32:
+    """Largest scores, NaN where no record had one."""
+    return np.where(np.isfinite(worst), worst, np.float32(np.nan))
 
 
 def _unknown_and_rare(ids: NDArray[np.int32], parts: Parts) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
@@ -213,7 +237,7 @@ def rebuild_stale(rows: SessionRows, parts: Parts) -> SessionRows:
     """
     learned = parts.learned
     if learned is None:
-        return rows
+        return without_bundle(rows)
     stale = np.flatnonzero((rows.events > 0) & (rows.bundle != learned.number))
     if len(stale) == 0:
         return rows

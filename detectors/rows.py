@@ -9,6 +9,7 @@ import numpy as np
 from numba import njit
 from numpy.typing import NDArray
 
+from detectors.online import OnlineState
 from detectors.schema_watch import SchemaState
 from features.event_order import NOTHING_HELD, earliest_ms
 from features.open_windows import NO_WINDOWS, next_close_ms
@@ -169,6 +170,8 @@ class PartitionState:
         Ids of the last events, oldest first, 8 bytes each, little endian.
     schema
         What `detectors.schema_watch` remembers of the fields; None before the first record.
+    online
+        What was learned online; None before the first record and once a bundle serves.
     """
 
     next_offset: int
@@ -176,12 +179,15 @@ class PartitionState:
     records: int = 0
     recent_ids: bytes = b""
     schema: SchemaState | None = None
+    online: OnlineState | None = None
 
-    def advance(self, next_offset: int | None, watermark_ms: int, records: int) -> PartitionState:
+    def advance(
+        self, next_offset: int | None, watermark_ms: int, records: int, online: OnlineState | None
+    ) -> PartitionState:
         """The state after a slice."""
         return replace(
             self, next_offset=self.next_offset if next_offset is None else next_offset,
-            watermark_ms=watermark_ms, records=self.records + records,
+            watermark_ms=watermark_ms, records=self.records + records, online=online,
         )  # fmt: skip
 
 

@@ -127,6 +127,18 @@ class ColdRows:
         with _noticing_damage(self.path):
             return self._db.get(key)  # type: ignore[no-any-return]
 
+    def beginning_with(self, prefix: bytes) -> dict[bytes, bytes]:
+        """Every row whose key begins so; for a few."""
+        found: dict[bytes, bytes] = {}
+        with _noticing_damage(self.path):
+            at = self._db.iter()
+            at.seek(prefix)
+            while at.valid() and (key := at.key()).startswith(prefix):
+                found[key] = at.value()
+                at.next()
+            at.status()
+        return found
+
     def write(
         self, changes: Changes, position: int, in_step_ms: int | None, timers: Iterable[bytes] = (),
         void_timers: Iterable[bytes] = (),

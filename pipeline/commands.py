@@ -157,7 +157,11 @@ def score_stream(
     stream = settings.stream(name)
     learned = load_serving(settings, name, bundle)
     if learned is None:
-        screen.print(f"warning: no bundle serves {name}, so all scores are null; run `offbeat train`", style="yellow")
+        screen.print(
+            f"warning: no bundle serves {name}, so scores come from what is learned on the way, and the first are "
+            "null; run `offbeat train`",
+            style="yellow",
+        )
     _size(source)
     _refuse_same(source, target)
     if stream.time is None:

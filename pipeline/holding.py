@@ -22,6 +22,7 @@ from typing import Any, TypeVar
 
 from aiokafka import AIOKafkaProducer, TopicPartition
 
+from detectors.online import OnlineState
 from detectors.rows import PartitionState
 from pipeline.cold_rows import PARTITION, Changes, ColdRows
 from pipeline.context import StreamContext
@@ -30,6 +31,7 @@ from pipeline.errors import DamagedStateError, StaleStateError, StateError
 from pipeline.failpoints import passed
 from pipeline.loading import Served
 from pipeline.logs import get_logger
+from pipeline.online_rows import PREFIX, OnlineRows, decode_online
 from pipeline.outputs import Output, Place
 from pipeline.partition_row import PartitionRow, decode_partition_row
 from pipeline.recovery import Replay
@@ -81,11 +83,14 @@ class Copies:
         Outputs to be sent within the transaction (exactly once).
     committed
         The group's offset.
+    online
+        What was learned online.
     """
 
     snapshot: Snapshot
     row: PartitionRow
     committed: int
+    online: OnlineState | None = None
     sent: tuple[asyncio.Future[Any], ...] = ()
     outputs: tuple[Output, ...] = ()
 
@@ -100,8 +105,8 @@ class Holding:
 
     Attributes
     ----------
-    row
-        The partition row as last saved.
+    row, online
+        The partition row and what was learned online, as last saved.
     findings
         Set by `open` where something has happened to the topic or the rows.
     damaged
@@ -115,6 +120,8 @@ class Holding:
         self.high = 0  # where the topic ended at the opening
         self.store: RowStore
         self.row: PartitionRow
+        self.online: OnlineState | None = None
+        self._online_rows = OnlineRows({})
         self.findings: list[Finding] = []
         self.replayed = 0
         self.damaged = False
@@ -126,7 +133,7 @@ class Holding:
     def state(self) -> PartitionState:
         """What scoring begins with."""
         row = self.row
-        return PartitionState(row.next_offset, row.watermark_ms, row.records, row.recent_ids, row.schema)
+        return PartitionState(row.next_offset, row.watermark_ms, row.records, row.recent_ids, row.schema, self.online)
 
     @property
     def cold(self) -> ColdRows:
@@ -166,6 +173,7 @@ class Holding:
         low, self.high = await context.recovery.bounds_of(topic, p)
         lost = sorted(replay.damaged)
         await self._compare(topic_id, low, self.high, await read_committed(), lost, rebuilt=rebuild)
+        self._load_online(rebuilt=rebuild)
         self.store.open_sessions = self.row.sessions
         passed("open/compared")
 
@@ -178,6 +186,19 @@ class Holding:
         )
         self.replayed = replay.rows
         return replay
+
+    def _load_online(self, *, rebuilt: bool) -> None:
+        """What was learned online; rows of it that no longer count go with the next checkpoint."""
+        saved = self.cold.beginning_with(PREFIX)
+        self._online_rows = OnlineRows(saved)
+        if not self.parts.learns_online:
+            return
+        try:
+            self.online = decode_online(saved, self.parts.online, len(self.parts.number_fields))
+        except DamagedStateError as error:
+            if not rebuilt:
+                raise
+            log.warning("what was learned online begins anew", where=self._where, why=str(error)[:300])
 
     async def resume(self, read_committed: Callable[[], Awaitable[int | None]]) -> None:
         """Take up what was kept over a rebalance, if nobody has opened the partition meanwhile.
@@ -313,7 +334,8 @@ class Holding:
         """Steps 1 to 4."""
         context, producer, cold = self.context, self._producer, self.cold
         assert producer is not None, "open comes first"
-        changes = copies.changes
+        of_online = self._online_rows.changes(copies.online, self.parts.online)
+        changes = {**copies.changes, **of_online}
         async with asyncio.timeout(CHECKPOINT_TIMEOUT_S):
             await asyncio.gather(*copies.sent)  # 1
             passed("checkpoint/1")
@@ -329,11 +351,12 @@ class Holding:
         passed("checkpoint/3")
         snapshot = copies.snapshot
         cold.write(changes, position, context.now_ms(), snapshot.timers, snapshot.void_timers)  # 4
-        self.row = copies.row
+        self.row, self.online = copies.row, copies.online
+        self._online_rows.settle(copies.online, of_online)
         passed("checkpoint/4")
 
     async def _save_row(self) -> None:
-        await self.save(Copies(Snapshot(), self.row, self.row.next_offset))
+        await self.save(Copies(Snapshot(), self.row, self.row.next_offset, online=self.online))
 
     async def _send_within(self, producer: AIOKafkaProducer, output: Output) -> asyncio.Future[Any]:
         topic = self.context.output_topic(output.topic)

@@ -22,6 +22,7 @@ from features.sessions import ENDED
 from pipeline.origins import origin_of
 
 LATE = "late"  # status of a record that neither steps its session nor is ever an anomaly
+NO_MODEL = "online"  # in place of a digest, while warming up
 MAX_PAYLOAD = 64_000  # bytes of a dead letter's value we keep
 MAX_KEY = 1_024  # and of its key
 Json = dict[str, Any]
@@ -101,6 +102,7 @@ def record_decision(verdicts: Verdicts, i: int, place: Place, parts: Parts) -> J
         "score": _number(verdicts.score[i]),
         "p_value": _number(verdicts.p_value[i]),
         "anomaly": bool(verdicts.anomaly[i]),
+        "confidence": _number(verdicts.confidence[i]),
         "status": LATE if verdicts.late[i] else verdicts.status,
     }
 
@@ -121,6 +123,7 @@ def session_decision(verdicts: Verdicts, e: int, name: str, place: Place, parts:
         "score": _number(ends.score[e]),
         "p_value": _number(ends.p_value[e]),
         "anomaly": bool(ends.anomaly[e]),
+        "confidence": _number(ends.confidence[e]),
         "status": verdicts.status,
     }
 
@@ -250,10 +253,10 @@ class Emitter:
         return origin_of(record) if self.is_repartitioned else None
 
     def _alarm(self, out: list[Output], explained: Json, now_ms: int, origin: Json | None) -> None:
-        assert self.parts.learned is not None, "an anomaly needs a bundle"
+        digest = NO_MODEL if self.parts.learned is None else self.parts.learned.digest
         *_, offset, _ = explained["id"].rsplit("/", 2)
         body = {key: value for key, value in explained.items() if key != "anomaly"} | {
-            "model": {"name": self.parts.stream, "digest": self.parts.learned.digest},
+            "model": {"name": self.parts.stream, "digest": digest},
             "source": {"topic": self.place.topic, "partition": self.place.partition, "offset": int(offset)},
             "origin": origin,
             "detected_ms": now_ms,

@@ -457,6 +457,8 @@ class Partition:
         self._emitter = replace(self._emitter, parts=self._holding.parts)
         self._nothing = served.decoder.decode([], check_key=True)
         self._row = replace(self._row, bundle=served.digest)
+        if not self._holding.parts.learns_online:
+            self.state = replace(self.state, online=None)
         await self._commit()
         log.info(
             "bundle in force", stream=self.context.name, partition=self.place.partition, bundle=str(served.digest)[:12],
@@ -501,7 +503,9 @@ class Partition:
         self._take_copies(row, state.next_offset)
 
     def _take_copies(self, row: PartitionRow, committed: int) -> None:
-        copies = Copies(self._holding.store.snapshot(), row, committed, tuple(self._sent), tuple(self._unsent))
+        copies = Copies(
+            self._holding.store.snapshot(), row, committed, self.state.online, tuple(self._sent), tuple(self._unsent)
+        )  # fmt: skip
         passed("checkpoint/0")
         self._sent, self._unsent, self._unsent_bytes = [], [], 0
         self._covering_since, self._uncovered_since = self._uncovered_since, None

@@ -8,6 +8,7 @@ from typing import Any
 
 Json = dict[str, Any]
 _NAMED = 5  # sessions named in a line
+_WARMING_UP = "warming_up"
 _LINE = 120  # characters of a log line
 
 
@@ -70,6 +71,8 @@ def why_of(anomaly: Json) -> str:
         where = f"after {_shown(anomaly['context'][-1][field])}" if anomaly["context"] else "as the first event"
     came = anomaly["observed"][field]
     share = _percent(_probability(anomaly["contributions"][field]))
+    if anomaly.get("status") == _WARMING_UP:
+        return f"{field}: came {_shown(came)} ({share}); warming up, confidence {anomaly['confidence']:.2f}"
     return f"{field}: {where} came {_shown(came)} ({share}), expected {_best(anomaly, field)}"
 
 
@@ -77,7 +80,8 @@ def _why_session(anomaly: Json) -> str:
     parts = anomaly["contributions"]
     head = f"session of {anomaly['events']} events, ended by {anomaly['ended']}"
     field = next(iter(anomaly["expected"]))
-    if parts["worst_record"] is None or parts["end"] >= parts["worst_record"]:
+    ended = parts["end"] is not None and (parts["worst_record"] is None or parts["end"] >= parts["worst_record"])
+    if ended:
         last = f" after {_shown(anomaly['context'][-1][field])}" if anomaly["context"] else ""
         share = _percent(_probability(parts["end"]))
         return f"{head}: it ended{last} ({share}), expected {_best(anomaly, field)}"
@@ -126,4 +130,5 @@ def _judged(decision: Json) -> str:
     if decision["score"] is None:
         return f"{decision['type']}  {decision['status']}"
     mark = "ANOMALY" if decision["anomaly"] else "normal"
-    return f"{decision['type']}  {mark}  score {decision['score']:.2f}  p {decision['p_value']:.2g}"
+    sure = "" if decision.get("confidence") is None else f"  warming up, confidence {decision['confidence']:.2f}"
+    return f"{decision['type']}  {mark}  score {decision['score']:.2f}  p {decision['p_value']:.2g}{sure}"

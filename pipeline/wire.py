@@ -10,8 +10,15 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-Score = Annotated[float | None, Field(description="Higher is stranger, in nats; null while warming up, never 0.")]
+Score = Annotated[float | None, Field(description="Higher is stranger, in nats; null while there is none, never 0.")]
 PValue = Annotated[float | None, Field(gt=0, le=1, description="How often normal data looks this strange.")]
+Confidence = Annotated[
+    float | None,
+    Field(
+        ge=0, lt=1, description="While warming up: how much score and p-value say, by how much was learned. Null under "
+        "a bundle, and while there is no score.",
+    ),
+]  # fmt: skip
 TimeMs = Annotated[int, Field(ge=0, description="Event time, milliseconds since 1970 (UTC).")]
 Ended = Annotated[
     Literal["event", "gap", "limit", "input"],
@@ -44,7 +51,7 @@ Origin = Annotated[
 
 
 class Model(_Message):
-    """Which bundle decided."""
+    """Which bundle decided; the digest is `online` while warming up."""
 
     name: str
     digest: str
@@ -79,6 +86,7 @@ class RecordDecision(_Message):
     score: Score
     p_value: PValue
     anomaly: bool
+    confidence: Confidence
     status: Literal["ok", "warming_up", "late"] = Field(
         description="late: too far behind its session to step it; never an anomaly."
     )
@@ -101,6 +109,7 @@ class SessionDecision(_Message):
     score: Score
     p_value: PValue
     anomaly: bool
+    confidence: Confidence
     status: Literal["ok", "warming_up"]
 
 
@@ -111,9 +120,11 @@ class _Anomaly(_Message):
     time_ms: TimeMs
     score: float
     p_value: float
-    status: Literal["ok"]
+    confidence: Confidence
+    status: Literal["ok", "warming_up"]
     expected: dict[str, list[Expected | ExpectedNumber]] = Field(
-        description="The three most probable tokens of each token field; of a number one entry, or none if unknown."
+        description="The three most probable tokens of each token field; of a number one entry, or none if unknown. "
+        "None while warming up."
     )
     context: list[dict[str, Any]] = Field(description="The session's last events before, oldest first.")
     model: Model
@@ -131,10 +142,10 @@ class RecordAnomaly(_Anomaly):
 
 
 class EndContributions(_Message):
-    """What made a session strange: its worst record, or its end. The score is the larger."""
+    """What made a session strange: its worst record, or its end (null while warming up). The score is the larger."""
 
     worst_record: float | None
-    end: float
+    end: float | None
 
 
 class SessionAnomaly(_Anomaly):

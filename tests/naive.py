@@ -11,6 +11,7 @@ import numpy as np
 
 from detectors.parts import Learned, Parts
 from features.tokens import stable_hash
+from tests.naive_online import NaiveOnline, Session
 
 
 @dataclass(frozen=True)
@@ -39,6 +40,7 @@ class Row:
     applied: int = -1
     context: list[tuple[int, tuple[int, ...], tuple[float, ...]]] = field(default_factory=list)
     counters: dict[str, tuple[float, int]] = field(default_factory=dict)  # last value of each, and when that was
+    online: Session = field(default_factory=Session)
 
 
 @dataclass
@@ -49,6 +51,7 @@ class Partition:
     rows: dict[str, Row] = field(default_factory=dict)
     waiting: dict[str, list[Event]] = field(default_factory=dict)
     recent: list[str] = field(default_factory=list)  # ids of the last events
+    online: NaiveOnline = field(default_factory=NaiveOnline)
     none_due_before_ms: float = -math.inf  # nothing is due before that; spares looking at all sessions
 
 
@@ -124,8 +127,14 @@ def take(event: Event, watermark: int, partition: Partition, parts: Parts) -> li
     measures = measures_of(event, {} if late else row.counters, parts)
     score, hidden = score_of(event, measures, row.hidden, gap_ms, parts, opens=opens)
     decided = {"kind": "record", "offset": event.offset, "session": name, "late": late}
+    judged = judge(score, parts, "records")
+    if parts.learns_online:
+        judged = partition.online.score_one(event.tokens, measures, row.online, parts, learns=not late)
+        score = math.nan if judged["score"] is None else np.float32(judged["score"])
+        hidden = hidden.copy()
+        hidden[:2] = row.online.smallest_p, row.online.confidence
     if late:
-        return [*verdicts, decided | judge(score, parts, "records") | {"anomaly": False}]
+        return [*verdicts, decided | judged | {"anomaly": False}]
     partition.rows[name] = row
     row.hidden = hidden
     if score > row.worst:
@@ -136,7 +145,7 @@ def take(event: Event, watermark: int, partition: Partition, parts: Parts) -> li
     row.applied = event.offset
     row.context = [*row.context, (event.time_ms, tuple(map(stable_hash, event.tokens)), measures)]
     row.context = row.context[-parts.shape.context :]
-    verdicts.append(decided | judge(score, parts, "records"))
+    verdicts.append(decided | judged)
     if event.is_end:
         verdicts.append(end_session(name, "event", partition, parts))
     elif row.events >= rules.max_events:
@@ -239,10 +248,15 @@ def end_session(name: str, how: str, partition: Partition, parts: Parts) -> Verd
             nothing.reshape(0, parts.shape.fields), nothing.astype(np.float32), row.hidden[None],
         )  # fmt: skip
         score = max(row.worst, scores.end_surprise[0])
+    judged = judge(score, parts, "sessions")
+    if row.online.smallest_p:
+        p_value = min(1.0, row.events * row.online.smallest_p)
+        judged = {"score": float(row.worst), "p_value": p_value, "anomaly": p_value <= parts.rate}
+        judged |= {"confidence": row.online.confidence}
     return {
         "kind": "session", "offset": row.applied, "session": name, "ended": how, "events": row.events,
         "first_ms": row.first_ms, "last_ms": row.last_ms, "worst_offset": row.worst_offset,
-        **judge(score, parts, "sessions"),
+        **judged,
     }  # fmt: skip
 
 

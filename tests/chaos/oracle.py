@@ -121,7 +121,7 @@ def _decision(verdict: dict[str, Any], place: str, time_ms: int) -> dict[str, An
     """A naive verdict as the message on it."""
     content = {
         "type": verdict["kind"], "id": f"{place}/{verdict['offset']}/{verdict['kind']}", "stream": STREAM,
-        "time_ms": time_ms, "status": "ok",
+        "time_ms": time_ms, "status": "ok", "confidence": None,
     } | {name: verdict[name] for name in ("session", "score", "p_value")}  # fmt: skip
     content["anomaly"] = bool(verdict["anomaly"])
     if verdict["kind"] == "session":

@@ -137,7 +137,7 @@ def flatten(done: Any) -> list[dict[str, Any]]:
                 "offset": int(v.events.offsets[i]),
                 "session": v.events.sessions[v.events.session[i]], "late": bool(v.late[i]),
             }
-            | judged(v.score[i], v.p_value[i], v.anomaly[i])
+            | judged(v.score[i], v.p_value[i], v.anomaly[i], v.confidence[i])
         )  # fmt: skip
     for e, operation in enumerate(v.ends.operation.tolist()):
         w = v.walk
@@ -148,15 +148,16 @@ def flatten(done: Any) -> list[dict[str, Any]]:
                 "events": int(w.ended_events[operation]), "first_ms": int(w.ended_first_ms[operation]),
                 "last_ms": int(w.ended_last_ms[operation]), "worst_offset": int(v.ends.worst_offset[e]),
             }
-            | judged(v.ends.score[e], v.ends.p_value[e], v.ends.anomaly[e])
+            | judged(v.ends.score[e], v.ends.p_value[e], v.ends.anomaly[e], v.ends.confidence[e])
         )  # fmt: skip
     return out
 
 
-def judged(score: Any, p_value: Any, anomaly: Any) -> dict[str, Any]:
+def judged(score: Any, p_value: Any, anomaly: Any, confidence: Any) -> dict[str, Any]:
     if np.isnan(score):
         return {"score": None, "p_value": None, "anomaly": bool(anomaly)}
-    return {"score": float(score), "p_value": float(p_value), "anomaly": bool(anomaly)}
+    found = {"score": float(score), "p_value": float(p_value), "anomaly": bool(anomaly)}
+    return found if np.isnan(confidence) else found | {"confidence": float(confidence)}
 
 
 def by_id(verdicts: list[Any]) -> dict[tuple[str, int, int | None], Any]:

@@ -19,6 +19,7 @@ from features.decode import Decoder
 from features.errors import NotJsonError
 from features.events import Reject
 from pipeline.outputs import MAX_PAYLOAD, Emitter, Output, Place, is_sampled, message_id
+from pipeline.sentences import sentence_of
 from pipeline.slices import process_slice
 from pipeline.store import RowStore
 from pipeline.wire import MESSAGES
@@ -71,10 +72,20 @@ def test_every_message_is_as_the_wire_models_say(parts: Parts) -> None:
 
 
 def test_before_a_bundle_serves_messages_hold_too(unlearned_parts: Parts) -> None:
-    """While warming up there are decisions only, with null for score and p-value."""
-    messages = [validate(output) for output in outputs_of(unlearned_parts, 50)]
-    assert {type(m).__name__ for m in messages} == {"RecordDecision", "SessionDecision"}
-    assert all((m.score, m.p_value, m.anomaly, m.status) == (None, None, False, "warming_up") for m in messages)
+    """While warming up all says so; the first decisions have null for score, p-value and confidence."""
+    messages = [validate(output) for output in outputs_of(unlearned_parts)]
+    assert {m.status for m in messages} == {"warming_up"}
+    records = [m for m in messages if type(m).__name__ == "RecordDecision"]
+    first, later = records[:256], records[256:]
+    assert all((m.score, m.p_value, m.confidence, m.anomaly) == (None, None, None, False) for m in first)
+    assert all(None not in {m.score, m.p_value, m.confidence} for m in later)
+    kinds = {"RecordDecision", "SessionDecision", "RecordAnomaly", "SessionAnomaly"}
+    assert {type(m).__name__ for m in messages} == kinds
+    alarms = [m for m in messages if type(m).__name__.endswith("Anomaly")]
+    assert {m.model.digest for m in alarms} == {"online"}
+    assert all(sentence_of("anomalies", m.model_dump()) for m in alarms)
+    spoken = sentence_of("anomalies", next(m for m in alarms if m.type == "record").model_dump())
+    assert "warming up, confidence 0." in spoken
 
 
 def test_ids_keys_and_headers(parts: Parts) -> None:
