@@ -203,3 +203,57 @@ def input_table(embedding, weight):
                 total += embedding[t, e] * weight[g, e]
             out[t, g] = total
     return out
+
+
+@njit(cache=True, error_model="numpy")
+def autoregress(row, first, values, state, mean, spread, coefficients, usual, cap, weight, scores, residuals):
+    """Score n records of S sessions by each channel's own last values, then learn them.
+
+    Parameters
+    ----------
+    row, first
+        (n,) int32, bool: each record's session, and whether it opens that.
+    values
+        (n, C) float64; what is not finite is missing.
+    state
+        (S, C, P + 1) float32, advanced in place: last values in spreads, the latest first, then the mean squared
+        residual; NaN while not known.
+    mean, spread, coefficients, usual
+        (C,), (C,), (C, P), (C,) float64.
+    cap, weight
+        Largest residual in spreads; the share of a new one in the mean.
+    scores, residuals
+        Out: (n,) float64, (n, C) float32.
+    """
+    channels, lags = coefficients.shape
+    for i in range(len(row)):
+        s = row[i]
+        if first[i]:
+            state[s] = np.nan
+        total, known = 0.0, 0
+        for c in range(channels):
+            mine = state[s, c]
+            residuals[i, c] = np.nan
+            now = mine[0]  # of a missing value the one before stands for it
+            if np.isfinite(values[i, c]):
+                # Clipped, so that a state stays finite in float32.
+                now = f4(min(max((values[i, c] - mean[c]) / spread[c], -1e9), 1e9))
+                if np.isnan(mine[0]):
+                    for k in range(lags):
+                        mine[k] = now
+                else:
+                    forecast = 0.0
+                    for k in range(lags):
+                        forecast += coefficients[c, k] * mine[k]
+                    off = min(max(now - forecast, -cap), cap)
+                    residuals[i, c] = off
+                    before = usual[c] if np.isnan(mine[lags]) else np.float64(mine[lags])
+                    mine[lags] = before + weight * (off * off - before)
+            if not np.isnan(mine[lags]):
+                total += np.sqrt(np.float64(mine[lags]))
+                known += 1
+            if not np.isnan(now):
+                for k in range(lags - 1, 0, -1):
+                    mine[k] = mine[k - 1]
+                mine[0] = now
+        scores[i] = total / known if known else np.nan
