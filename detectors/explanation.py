@@ -15,6 +15,7 @@ from detectors.rows import SessionRows
 from features.events import Events
 from features.sessions import ENDED, STEP
 from features.tokens import RESERVED, Vocabulary
+from models.linear import LinearRuntime
 
 TOP = 3  # expected tokens shown per field
 SHOWN = 10  # last events shown; fewer where the config keeps a shorter context
@@ -82,6 +83,9 @@ def _expected(parts: Parts, state: NDArray[np.float32], names: Sequence[str | No
     """
     if (learned := parts.learned) is None:
         return {field: [] for field in parts.fields}
+    if isinstance(learned.runtime, LinearRuntime):
+        forecasts = zip(parts.number_fields, learned.runtime.intervals(state), strict=True)
+        return {field: [] for field in parts.fields} | {field: _interval(where) for field, where in forecasts}
     expected: dict[str, Any] = {}
     for f, (field, log_p) in enumerate(zip(parts.fields, learned.runtime.log_probabilities(state[None]), strict=True)):
         p = log_p[0]
@@ -91,9 +95,13 @@ def _expected(parts: Parts, state: NDArray[np.float32], names: Sequence[str | No
             continue
         column = f - parts.shape.fields
         binning = learned.numbers.of(column, None if names is None else names[column])
-        interval = None if binning is None else binning.interval(np.exp(p))
-        expected[field] = [] if interval is None else [dict(zip(("low", "median", "high"), interval, strict=True))]
+        expected[field] = _interval(None if binning is None else binning.interval(np.exp(p)))
     return expected
+
+
+def _interval(where: tuple[float, float, float] | None) -> list[dict[str, float]]:
+    """Where a number should lie; nothing where nobody knows."""
+    return [] if where is None else [dict(zip(("low", "median", "high"), where, strict=True))]
 
 
 def _text(learned: Learned, field: int, token: int) -> str:

@@ -9,11 +9,12 @@ from importlib.metadata import version
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from detectors.calibration import Calibration
-from detectors.history import Chosen, History, Partition, data_span, read_history, sequences
+from detectors.history import Chosen, History, Partition, data_span, measured, read_history, sequences
 from detectors.learned_fields import LearnedFields, learn_fields
-from detectors.parts import Parts, pack
+from detectors.parts import Parts, make_runtime, pack
 from detectors.process import process_batch
 from detectors.rows import PartitionState, SessionRows
 from detectors.splits import LEARN, VALIDATE, Split, split_by_time
@@ -22,7 +23,9 @@ from features.numbers import NumberBins
 from features.sessions import END_INPUT
 from features.templates import Templates
 from features.tokens import Vocabulary
-from models.runtime import F32, Runtime, load_runtime
+from models.autoregression import Autoregression
+from models.linear import LinearRuntime
+from models.runtime import F32, Runtime
 from models.training import Epoch, TrainingOptions, train
 
 OnEpoch = Callable[[Epoch], None]
@@ -49,13 +52,13 @@ class Trained:
     fields: LearnedFields
     history: History
     parts: Parts
-    weights: dict[str, F32]
+    weights: dict[str, NDArray[Any]]
     epochs: list[Epoch]
 
     @property
-    def model(self) -> Runtime:
+    def model(self) -> Runtime | LinearRuntime:
         """The weights, ready to score."""
-        return load_runtime(self.fields.spec(self.parts), self.weights)
+        return make_runtime(self.fields.spec(self.parts), self.weights, self.parts.shape.fields)
 
 
 @dataclass(frozen=True)
@@ -114,7 +117,11 @@ def train_split(
         on_epoch(epoch)
 
     options = replace(options, unknown=fields.unknown(parts))
-    weights = train(learning, validation, fields.spec(parts), options, progress, clock)
+    weights: dict[str, NDArray[Any]]
+    if parts.model.core == "linear":
+        weights = Autoregression.fit(measured(history, split.learn)).to_arrays()
+    else:
+        weights = {**train(learning, validation, fields.spec(parts), options, progress, clock)}
     return Trained(split, fields, history, parts, weights, epochs)
 
 
@@ -145,7 +152,7 @@ def _content(trained: Trained, seed: int, records: Calibration, sessions: Calibr
         "data": data_span(trained.history),
         "training": {
             "seed": seed, "epochs": len(epochs), "sessions": int(trained.split.learn.sum()),
-            "best_validation_loss": min(e.validation_loss for e in epochs),
+            "best_validation_loss": min((e.validation_loss for e in epochs), default=None),
         },
         "templates": len(fields.templates.templates),
         "vocabulary": {"digest": fields.vocabulary.digest, "fields": fields.vocabulary.summary()},

@@ -103,13 +103,28 @@ def sequences(history: History, chosen: Chosen, parts: Parts) -> list[Sequence]:
 def _sequences(partition: Partition, chosen: Chosen, parts: Parts) -> Iterator[Sequence]:
     walk, session = partition.walk, partition.session
     ids, gaps = parts.ids(partition.events, partition.measures), log_gaps(walk.gap_ms)
-    steps = walk.steps
-    steps = steps[np.argsort(session[steps], kind="stable")]  # session by session, each in order
-    numbers, starts = np.unique(session[steps], return_index=True)
     seen_end = set(session[walk.of_ends[walk.kind[walk.of_ends] != END_INPUT]].tolist())
-    for number, records in zip(numbers.tolist(), np.split(walk.record[steps], starts[1:]), strict=True):
+    for number, records in _by_session(partition):
         if chosen[number]:
             yield Sequence(ids[records], gaps[records], number in seen_end)
+
+
+def _by_session(partition: Partition) -> Iterator[tuple[int, NDArray[np.int32]]]:
+    """Each session's number and records, in order."""
+    steps, session = partition.walk.steps, partition.session
+    steps = steps[np.argsort(session[steps], kind="stable")]
+    numbers, starts = np.unique(session[steps], return_index=True)
+    yield from zip(numbers.tolist(), np.split(partition.walk.record[steps], starts[1:]), strict=True)
+
+
+def measured(history: History, chosen: Chosen) -> list[NDArray[np.float32]]:
+    """(T, N) numbers of each chosen session, in order."""
+    found = []
+    for partition in history.partitions:
+        for number, records in _by_session(partition):
+            if chosen[number]:
+                found.append(partition.measures[records])
+    return found
 
 
 def data_span(history: History) -> dict[str, Any]:

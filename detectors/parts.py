@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
@@ -27,6 +27,7 @@ from features.tokens import TokenEncoder, Vocabulary, stable_hash
 from features.windows import WindowRules
 from models.bundle import Bundle
 from models.errors import BundleError
+from models.linear import LinearRuntime
 from models.runtime import Runtime, load_runtime
 from models.spec import WINDOWED, ModelSpec
 
@@ -60,7 +61,7 @@ class Learned:
 
     digest: str
     vocabulary: Vocabulary
-    model: Runtime | None  # none while it is being trained
+    model: Runtime | LinearRuntime | None  # none while it is being trained
     records: Calibration
     sessions: Calibration
     templates: Templates = NO_TEMPLATES
@@ -70,7 +71,7 @@ class Learned:
     usual: dict[str, float] | None = None
 
     @property
-    def runtime(self) -> Runtime:
+    def runtime(self) -> Runtime | LinearRuntime:
         """The model, which there is but in training."""
         assert self.model is not None, "a bundle has a model"
         return self.model
@@ -169,6 +170,8 @@ class Parts:
 
     def tails(self, events: Events, measures: NDArray[np.float32], ids: NDArray[np.int32]) -> NDArray[np.float32]:
         """(n, N) nats that the tails of numbers add to the surprise of their ids."""
+        if self.model.core == "linear":  # it has no bins
+            return np.zeros(measures.shape, np.float32)
         mine = np.ascontiguousarray(ids[:, self.shape.fields : len(self.fields)])
         return self._number_encoder.tails(measures.astype(np.float64), mine, self.measures.names(events))
 
@@ -313,8 +316,21 @@ def learned_of(bundle: Bundle) -> Learned:
         raise BundleError(message) from None
     sizes, inputs = (*vocabulary.sizes, *bins.sizes), _input_sizes(seasonal)
     spec = ModelSpec(schema["core"], schema["hidden"], sizes, inputs, schema.get("context", NO_WINDOW))
-    model = load_runtime(spec, weights)
+    model = make_runtime(spec, weights, len(vocabulary.sizes))
     return Learned(bundle.digest, vocabulary, model, records, sessions, templates, certificate, bins, seasonal, usual)
+
+
+def make_runtime(spec: ModelSpec, weights: Mapping[str, NDArray[Any]], fields: int) -> Runtime | LinearRuntime:
+    """What serves a model; `fields` of its sizes are tokens, the others numbers.
+
+    Raises
+    ------
+    BundleError
+        The weights do not fit the model.
+    """
+    if spec.core == "linear":
+        return LinearRuntime(weights, fields, len(spec.sizes) - fields)
+    return load_runtime(spec, weights)
 
 
 def _input_sizes(seasonal: Sequence[str]) -> tuple[int, ...]:

@@ -137,7 +137,7 @@ def process_batch(
     hashes = parts.encoder.hashes(events.tokens, len(events))
     measures, *counters = measure(events, walk, rows.counter_value, rows.counter_ms, parts.measures)
     ids = parts.ids(events, measures)
-    surprise, end_surprise, states, hidden = _surprise(ids, parts.among(events, ids), rows, walk, parts)
+    surprise, end_surprise, states, hidden = _surprise(ids, parts.among(events, ids), measures, rows, walk, parts)
     surprise[:, parts.shape.fields :] += parts.tails(events, measures, ids)
     online, learned_online = None, None
     if parts.learns_online:
@@ -190,7 +190,7 @@ def _after(rows: SessionRows, intake: Intake, walk: Walk, hidden: F32, counters:
 
 
 def _surprise(
-    ids: NDArray[np.int32], among: NDArray[np.int32], rows: SessionRows, walk: Walk, parts: Parts
+    ids: NDArray[np.int32], among: NDArray[np.int32], measures: F32, rows: SessionRows, walk: Walk, parts: Parts
 ) -> tuple[F32, F32, F32, F32]:
     """Surprise of fields and ends, states scored under, states after; NaN and unchanged without a model."""
     n, m = len(ids), len(walk.kind)
@@ -199,7 +199,7 @@ def _surprise(
         return np.full((n, len(parts.fields)), np.nan, np.float32), np.full(m, np.nan, np.float32), nowhere, rows.hidden
     scores = parts.learned.runtime.score_and_step(
         walk.kind, walk.row, walk.record, walk.first,
-        ids, log_gaps(walk.gap_ms), rows.hidden, among,
+        ids, log_gaps(walk.gap_ms), rows.hidden, among, measures,
     )  # fmt: skip
     return scores.surprise, scores.end_surprise, scores.states, scores.hidden
 
@@ -257,7 +257,7 @@ def rebuild_stale(rows: SessionRows, parts: Parts) -> SessionRows:
     scores = learned.runtime.score_and_step(
         np.zeros(n, np.int8), which, np.arange(n, dtype=np.int32), first,
         ids, log_gaps(gaps), np.zeros((len(stale), rows.hidden.shape[1]), np.float32),
-        parts.among_of_context(hashes, ids),
+        parts.among_of_context(hashes, ids), measures,
     )  # fmt: skip
     rebuilt = rows.copy()
     rebuilt.hidden[stale] = scores.hidden

@@ -10,14 +10,37 @@ from numpy.typing import NDArray
 
 from models.errors import BundleError, UnsuitableDataError
 from models.kernels import autoregress
+from models.spec import LAGS
 
 F32 = NDArray[np.float32]
 F64 = NDArray[np.float64]
 
-LAGS, SPAN = 10, 20  # values a forecast is made from; records over which residuals are averaged
+SPAN = 20  # records over which residuals are averaged
 CAP = 10.0  # spreads; more counts as that, so that one wild value does not outweigh a fault of many records
 _RIDGE = 1e-4  # of the values' variance: lags that say the same share the weight
 _RESOLUTION = 1e-6  # float32 holds seven digits, so a smaller spread is noise of the format
+
+
+@dataclass(frozen=True)
+class Scored:
+    """What is said of n records and m operations.
+
+    Attributes
+    ----------
+    scores, residuals, levels
+        (n,) float64; (n, C) float32 in spreads, NaN without a forecast; (n, C) float32, how far each channel's
+        forecasts have been off of late, as in training where there was none yet.
+    forecasts
+        (m, C) float32 that each operation met, in the values' own units; NaN where there is none.
+    state
+        (S, C, P + 1) float32 after them.
+    """
+
+    scores: F64
+    residuals: F32
+    levels: F32
+    forecasts: F32
+    state: F32
 
 
 @dataclass(frozen=True)
@@ -120,13 +143,26 @@ class Autoregression:
         state
             (S, C, P + 1) after the slice.
         """
-        after = np.array(state, np.float32, order="C")
-        scores, residuals = np.empty(len(row)), np.empty(values.shape, np.float32)
-        autoregress(
-            row, first, np.ascontiguousarray(values, np.float64), after, self.mean, self.spread, self.coefficients,
-            self.usual, CAP, 2.0 / (self.span + 1.0), scores, residuals,
+        kind, record = np.zeros(len(row), np.int8), np.arange(len(row), dtype=np.int32)
+        scored = self.score_operations(kind, row, record, first, values, state)
+        return scored.scores, scored.residuals, scored.state
+
+    def score_operations(
+        self, kind: NDArray[np.int8], row: NDArray[np.int32], record: NDArray[np.int32], first: NDArray[np.bool_],
+        values: NDArray[np.floating], state: F32,
+    ) -> Scored:  # fmt: skip
+        """The same of a slice's operations: steps, late records that are not learned, and ends of sessions."""
+        n, m, after = len(values), len(kind), np.array(state, np.float32, order="C")
+        scored = Scored(
+            np.empty(n), np.empty((n, self.channels), np.float32), np.empty((n, self.channels), np.float32),
+            np.empty((m, self.channels), np.float32), after,
         )  # fmt: skip
-        return scores, residuals, after
+        autoregress(
+            kind, row, record, first, np.ascontiguousarray(values, np.float64), after, self.mean, self.spread,
+            self.coefficients, self.usual, CAP, 2.0 / (self.span + 1.0),
+            scored.scores, scored.residuals, scored.levels, scored.forecasts,
+        )  # fmt: skip
+        return scored
 
     def score_many(self, session: NDArray[np.floating]) -> F64:
         """(T,) scores of one whole session of (T, C) values."""

@@ -205,14 +205,25 @@ def input_table(embedding, weight):
     return out
 
 
+@njit(inline="always", error_model="numpy")
+def _forecast(coefficients, last, lags):
+    total = 0.0
+    for k in range(lags):
+        total += coefficients[k] * last[k]
+    return total
+
+
 @njit(cache=True, error_model="numpy")
-def autoregress(row, first, values, state, mean, spread, coefficients, usual, cap, weight, scores, residuals):
+def autoregress(
+    kind, row, record, first, values, state, mean, spread, coefficients, usual, cap, weight,
+    scores, residuals, levels, forecasts,
+):  # fmt: skip
     """Score n records of S sessions by each channel's own last values, then learn them.
 
     Parameters
     ----------
-    row, first
-        (n,) int32, bool: each record's session, and whether it opens that.
+    kind, row, record, first
+        As in `score_and_step`: m operations, and which of n records open a session.
     values
         (n, C) float64; what is not finite is missing.
     state
@@ -222,17 +233,29 @@ def autoregress(row, first, values, state, mean, spread, coefficients, usual, ca
         (C,), (C,), (C, P), (C,) float64.
     cap, weight
         Largest residual in spreads; the share of a new one in the mean.
-    scores, residuals
-        Out: (n,) float64, (n, C) float32.
+    scores, residuals, levels
+        Out: (n,) float64; (n, C) float32, NaN without a forecast; (n, C) float32 roots of the means, the usual one
+        where there is none yet.
+    forecasts
+        Out: (m, C) float32 what each operation met, in the values' own units; NaN where there is none.
     """
     channels, lags = coefficients.shape
-    for i in range(len(row)):
-        s = row[i]
-        if first[i]:
-            state[s] = np.nan
+    mine = np.empty(lags + 1, f4)
+    for o in range(len(kind)):
+        s = row[o]
+        steps, is_record = kind[o] == STEP, kind[o] == STEP or kind[o] == LATE
+        i = record[o] if is_record else 0
+        opens = is_record and first[i]
+        for c in range(channels):
+            forecasts[o, c] = np.nan
+            if not opens and not np.isnan(state[s, c, 0]):
+                forecasts[o, c] = mean[c] + spread[c] * _forecast(coefficients[c], state[s, c], lags)
+        if not is_record:
+            continue
         total, known = 0.0, 0
         for c in range(channels):
-            mine = state[s, c]
+            for k in range(lags + 1):
+                mine[k] = f4(np.nan) if opens else state[s, c, k]
             residuals[i, c] = np.nan
             now = mine[0]  # of a missing value the one before stands for it
             if np.isfinite(values[i, c]):
@@ -242,18 +265,20 @@ def autoregress(row, first, values, state, mean, spread, coefficients, usual, ca
                     for k in range(lags):
                         mine[k] = now
                 else:
-                    forecast = 0.0
-                    for k in range(lags):
-                        forecast += coefficients[c, k] * mine[k]
-                    off = min(max(now - forecast, -cap), cap)
+                    off = min(max(now - _forecast(coefficients[c], mine, lags), -cap), cap)
                     residuals[i, c] = off
                     before = usual[c] if np.isnan(mine[lags]) else np.float64(mine[lags])
                     mine[lags] = before + weight * (off * off - before)
+            level = np.sqrt(usual[c] if np.isnan(mine[lags]) else np.float64(mine[lags]))
+            levels[i, c] = level
             if not np.isnan(mine[lags]):
-                total += np.sqrt(np.float64(mine[lags]))
+                total += level
                 known += 1
             if not np.isnan(now):
                 for k in range(lags - 1, 0, -1):
                     mine[k] = mine[k - 1]
                 mine[0] = now
+            if steps:
+                for k in range(lags + 1):
+                    state[s, c, k] = mine[k]
         scores[i] = total / known if known else np.nan

@@ -44,10 +44,12 @@ class Runtime(Protocol):
     def score_and_step(
         self, kind: NDArray[np.int8], row: NDArray[np.int32], record: NDArray[np.int32], first: NDArray[np.bool_],
         tokens: NDArray[np.int32], log_gap: F32, hidden: F32, among: NDArray[np.int32] | None = None,
+        numbers: F32 | None = None,
     ) -> Scores:  # fmt: skip
         """Score each event before learning it; shapes as in `models.kernels.score_and_step`. `hidden` is untouched.
 
-        `hidden` may be wider than the model's state; what lies beyond stays as it is.
+        `hidden` may be wider than the model's state; what lies beyond stays as it is. `numbers` are the (n, N) values
+        themselves, for what reads them by no ids.
         """
 
     def log_probabilities(self, states: F32) -> list[F32]:
@@ -117,6 +119,7 @@ class GruKernel:
     def score_and_step(
         self, kind: NDArray[np.int8], row: NDArray[np.int32], record: NDArray[np.int32], first: NDArray[np.bool_],
         tokens: NDArray[np.int32], log_gap: F32, hidden: F32, among: NDArray[np.int32] | None = None,
+        numbers: F32 | None = None,
     ) -> Scores:  # fmt: skip
         """As `Runtime.score_and_step` says."""
         among = np.empty((len(tokens), 0, 2), np.int32) if among is None else among

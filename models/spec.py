@@ -6,7 +6,8 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
-CORES = ("gru", "lstm", "transformer", "tcn")
+CORES = ("gru", "lstm", "transformer", "tcn")  # of sequence models; "linear" forecasts numbers without one
+LAGS = 10  # values that a linear forecast is made from
 WINDOWED = ("transformer", "tcn")  # cores whose weights are for one window
 LAYERS = 2  # of the Transformer
 
@@ -60,6 +61,8 @@ def state_size(core: str, hidden: int, window: int, columns: int) -> int:
 
     The first H are what the heads read, whichever the core; the rest is the core's own.
     """
+    if core == "linear":  # of number columns
+        return columns * (LAGS + 1)
     if core == "transformer":
         return hidden + 1 + window * (columns + 1)
     return hidden * {"gru": 1, "lstm": 2, "tcn": 1 + sum(dilations(window))}[core]

@@ -124,10 +124,11 @@ class DuplicateSettings(Section):
 class ModelSettings(Section):
     """The sequence model of a stream."""
 
-    core: Literal["gru", "lstm", "transformer", "tcn"] = Field(
+    core: Literal["gru", "lstm", "transformer", "tcn", "linear"] = Field(
         "gru",
         description="What carries a session's past from event to event. gru and lstm carry a state and are cheap for "
-        "each record; tcn and transformer look back at the last `context` events.",
+        "each record; tcn and transformer look back at the last `context` events. linear forecasts each number from "
+        "its own last values, and knows nothing else.",
     )
     hidden: Literal[16, 32, 64, 128, 256] = Field(64, description="Width of what the core tells the heads.")
     context: int = Field(
@@ -400,6 +401,12 @@ class StreamSettings(Section):
                 f"({_MOST_KEPT_NUMBERS:,}); make model.context or the numbers fewer"
             )
             raise ValueError(message)
+        if self.model.core == "linear" and (not self.number_fields or self.named_number is not None):
+            message = (
+                "model.core: linear forecasts each number from its own last values: write numbers as a list of fields, "
+                "or choose another core"
+            )
+            raise ValueError(message)
         if self.state_numbers > _MOST_STATE_NUMBERS:
             message = (
                 f"a {self.model.core}'s state with model.hidden {self.model.hidden} and model.context "
@@ -418,6 +425,8 @@ class StreamSettings(Section):
         numbers = self.number_fields if windows is None else window_columns(self.number_fields, windows)
         tokens = len(self.fields) - len(self.number_fields)
         columns = tokens + len(numbers) + len(self.parameter_fields) + len(self.seasons)
+        if self.model.core == "linear":
+            columns = len(numbers)
         return state_size(self.model.core, self.model.hidden, self.model.context, columns)
 
     def window_rules(self, gap_ms: int) -> WindowRules | None:

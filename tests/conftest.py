@@ -20,8 +20,10 @@ from features.measures import SEASONS, NumberRules
 from features.numbers import NumberBins
 from features.sessions import SessionRules
 from features.tokens import TokenEncoder, Vocabulary
+from models.autoregression import Autoregression
+from models.linear import LinearRuntime
 from models.runtime import GruKernel
-from models.spec import ModelSpec
+from models.spec import ModelSpec, state_size
 from tests.kafka import Stack, write_untrained_bundle
 
 WORDS = (("view", "add", "pay", "ship", "close"), ("ok", "failed"))
@@ -90,6 +92,19 @@ def make_number_parts(kind: str, seed: int = 0) -> Parts:
     )  # fmt: skip
 
 
+def make_linear_parts() -> Parts:
+    """The wide numbers under the linear core, with scores about as they are calibrated."""
+    wide, rng = make_number_parts("wide"), np.random.default_rng(0)
+    model = Autoregression.fit([rng.normal(50, 20, (300, 2)) for _ in range(3)])
+    assert wide.learned is not None
+    learned = replace(
+        wide.learned, model=LinearRuntime(model.to_arrays(), 2, 2), seasonal=(),
+        records=Calibration.learn(rng.gamma(9, 0.2, 400)), sessions=Calibration.learn(rng.gamma(9, 0.3, 200)),
+    )  # fmt: skip
+    shape = replace(wide.shape, hidden=state_size("linear", HIDDEN, CONTEXT, 2))
+    return replace(wide, learned=learned, shape=shape, model=ModelSpec("linear", HIDDEN, ()))
+
+
 @pytest.fixture(scope="session")
 def learned() -> Learned:
     return make_learned()
@@ -105,9 +120,11 @@ def parts(learned: Learned) -> Parts:
     )  # fmt: skip
 
 
-@pytest.fixture(params=["tokens", "wide", "named", "parameters"])
+@pytest.fixture(params=["tokens", "wide", "named", "parameters", "linear"])
 def any_parts(request: pytest.FixtureRequest, parts: Parts) -> Parts:
     """Parts of a stream without numbers, with a field for each, with one named number, with numbers in messages."""
+    if request.param == "linear":
+        return make_linear_parts()
     return parts if request.param == "tokens" else make_number_parts(request.param)
 
 
