@@ -95,8 +95,11 @@ class Registry:
         if reference in {"serving", "previous"}:
             named = self.serving() if reference == "serving" else self.previous()
             if named is None:
-                what = "no bundle serves" if reference == "serving" else "no other bundle served before the one of"
-                message = f"{what} stream {self.stream}; `offbeat models list` shows what there is"
+                message = (
+                    f"no bundle serves stream {self.stream}; run `offbeat train`"
+                    if reference == "serving"
+                    else f"no other bundle served stream {self.stream} before; see `offbeat models list`"
+                )
                 raise UsageError(message)
             return named
         found = [digest for digest in self.folders() if digest.startswith(reference)]

@@ -56,14 +56,14 @@ def test_topics_are_listed_created_and_deleted(stack: Stack) -> None:
     def listed(*options: str) -> dict[str, dict[str, Any]]:
         return {row["topic"]: row for row in json.loads(stack.run("topics", "--json", *options).stdout)}
 
-    kinds = ("anomalies", "decisions", "dead-letters", "late", "drift", "controls", "orders.changelog")
+    kinds = ("anomalies", "decisions", "dead-letters", "late", "drift", "controls", "models", "orders.changelog")
     ours = {f"{stack.name}.{what}" for what in kinds}
     before = listed()
     assert set(before) == ours | {stack.source}
     assert {name for name, row in before.items() if row["partitions"] is None} == ours
     created = listed("--create")
-    one = f"{stack.name}.controls"
-    assert {name: row["partitions"] for name, row in created.items()} == {t: 4 for t in created} | {one: 1}
+    one, other = f"{stack.name}.controls", f"{stack.name}.models"
+    assert {name: row["partitions"] for name, row in created.items()} == {t: 4 for t in created} | {one: 1, other: 1}
     assert created[one]["role"] == "control"
     assert created[one]["config"]["cleanup.policy"] == "compact"
     assert created[f"{stack.name}.orders.changelog"]["config"]["cleanup.policy"] == "compact"
