@@ -13,9 +13,9 @@ from detectors.explanation import in_words as events_in_words
 from detectors.parts import Learned, Parts
 from detectors.rows import NO_BUNDLE, NO_OFFSET
 from features.event_order import unpack_held
-from models.bundle import bundles_in
+from models.bundle import names_in
 from models.errors import StoreUnavailableError
-from models.folders import Folder
+from models.folders import Folder, as_folder
 from pipeline.changelog import Written
 from pipeline.errors import StateError, UsageError
 from pipeline.row_format import RowFormat
@@ -140,7 +140,7 @@ def _bundle(number: int, learned: Learned | None, bundles: Path | Folder) -> Jso
     if learned is not None and learned.number == number:
         return {"mark": mark, "digest": learned.digest, "serving": True}
     try:
-        known = [digest for digest in bundles_in(bundles) if digest.startswith(mark)]
+        known = [name for name in names_in(as_folder(bundles)) if name.startswith(mark)]
     except StoreUnavailableError:  # its name is no reason to show nothing of the session
         known = []
     return {"mark": mark, "digest": known[0] if known else None, "serving": False}
