@@ -35,6 +35,8 @@ def run(setup: Setup) -> Outcome:
     setup.parts([])
     training, testing = (read("train", 150), read("test", 100)) if setup.smoke else (read("train"), read("test"))
     trial = attempt(setup, SECTION, events_of(training, 1), events_of(testing, 2))
+    alarmed = trial.sessions.p_value <= trial.promise
+    assert (alarmed == trial.sessions.anomaly).all(), "a promise is a level of p-values, so one training serves several"
     p_value = {name: p for name, p in zip(trial.sessions.session, trial.sessions.p_value, strict=True)}
     score = {name: s for name, s in zip(trial.sessions.session, trial.sessions.score, strict=True)}
     names, labels = [row["block_id"] for row in testing], [row["label"] for row in testing]
@@ -43,7 +45,7 @@ def run(setup: Setup) -> Outcome:
 
 
 def judge(p_values: Sequence[float], scores: Sequence[float], labels: Sequence[int]) -> Measures:
-    """Each measure at each promise; one training serves all, for a promise is a level of p-values."""
+    """Each measure at each promise."""
     from evalkit.data import hdfs_test_weights
     from evalkit.sessions import session_metrics
 
