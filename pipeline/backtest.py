@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field, replace
-from functools import cached_property
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -15,10 +14,10 @@ from detectors.parts import Learned
 from pipeline.errors import UsageError
 from pipeline.judgement import Backtest, Held, judge
 from pipeline.labels import Labels, Range
-from pipeline.outputs import Json
 from pipeline.score import verdicts_of, written
 from pipeline.serving import saved_name
 from pipeline.settings import Settings
+from pipeline.verdict_columns import Verdicts, gather, positions_of
 
 _WHY = {
     "sessions": "no session of it has one of these names; write them as its records do",
@@ -73,69 +72,6 @@ def _as_saved(settings: Settings, name: str, labels: Labels) -> Labels:
             r if r.session is None else replace(r, session=saved_name(settings, name, r.session)) for r in labels.ranges
         ],
     )
-
-
-@dataclass(frozen=True)
-class Verdicts:
-    """Verdicts of one kind, records or sessions, as columns in the file's order; NaN where there is no score.
-
-    Attributes
-    ----------
-    line
-        int64, counted from 1; 0 where a session ended with the file.
-    first_ms, last_ms
-        int64: times of a session's first and last event; of a record both its own. 0 where a record has none.
-    """
-
-    session: list[str | None]
-    line: NDArray[np.int64]
-    first_ms: NDArray[np.int64]
-    last_ms: NDArray[np.int64]
-    score: NDArray[np.float64]
-    p_value: NDArray[np.float64]
-    anomaly: NDArray[np.bool_]
-
-    def __len__(self) -> int:
-        return len(self.session)
-
-    def of(self, session: str | None) -> NDArray[np.int64]:
-        """Positions of a session's verdicts; of all for None."""
-        return np.arange(len(self)) if session is None else self._positions.get(session, np.empty(0, np.int64))
-
-    @cached_property
-    def _positions(self) -> dict[str | None, NDArray[np.int64]]:
-        return _grouped(self.session)
-
-
-@dataclass
-class _Columns:
-    session: list[str | None] = field(default_factory=list)
-    numbers: list[tuple[int, int, int, float, float, bool]] = field(default_factory=list)
-
-    def frozen(self) -> Verdicts:
-        line, first, last, score, p_value, anomaly = zip(*self.numbers, strict=True) if self.numbers else ((),) * 6
-        whole, real = (np.int64, np.float64)
-        return Verdicts(
-            self.session, np.array(line, whole), np.array(first, whole), np.array(last, whole),
-            np.array(score, real), np.array(p_value, real), np.array(anomaly, np.bool_),
-        )  # fmt: skip
-
-
-def gather(verdicts: Iterable[Json]) -> tuple[Verdicts, Verdicts]:
-    """Verdicts on records, and on sessions."""
-    kinds = {"record": _Columns(), "session": _Columns()}
-    for v in verdicts:
-        columns, last_ms = kinds[v["type"]], int(v["time_ms"] or 0)
-        columns.session.append(v["session"])
-        columns.numbers.append((
-            int(v.get("line") or 0), int(v.get("first_ms", last_ms)), last_ms, _or_nan(v["score"]),
-            _or_nan(v["p_value"]), bool(v["anomaly"]),
-        ))  # fmt: skip
-    return kinds["record"].frozen(), kinds["session"].frozen()
-
-
-def _or_nan(value: float | None) -> float:
-    return np.nan if value is None else value
 
 
 def hold_records(records: Verdicts, labels: Labels) -> Held | None:
@@ -202,7 +138,7 @@ def _all_known(verdicts: Verdicts) -> NDArray[np.bool_]:
 def _in_ranges(verdicts: Verdicts, ranges: Sequence[Range]) -> NDArray[np.bool_]:
     """Whether each shares a moment with a range of its session, or of all."""
     found = np.zeros(len(verdicts), np.bool_)
-    for session, which in _grouped([range_.session for range_ in ranges]).items():
+    for session, which in positions_of([range_.session for range_ in ranges]).items():
         at, of = verdicts.of(session), [ranges[i] for i in which]
         begin, end = [r.begin_ms for r in of], [r.end_ms for r in of]
         found[at] |= overlapping(verdicts.first_ms[at], verdicts.last_ms[at], begin, end)
@@ -216,17 +152,9 @@ def _found_after(
     is_chosen = np.zeros(len(verdicts), np.bool_)
     is_chosen[chosen] = True
     found = np.full(len(ranges), np.nan)
-    for session, which in _grouped([range_.session for range_ in ranges]).items():
+    for session, which in positions_of([range_.session for range_ in ranges]).items():
         at, of = verdicts.of(session), [ranges[i] for i in which]
         at = at[is_chosen[at]]
         begin, end = [r.begin_ms for r in of], [r.end_ms for r in of]
         found[which] = delays(begin, end, verdicts.first_ms[at], verdicts.last_ms[at])
     return found
-
-
-def _grouped(names: Sequence[str | None]) -> dict[str | None, NDArray[np.int64]]:
-    """Positions of each name."""
-    groups: dict[str | None, list[int]] = {}
-    for position, name in enumerate(names):
-        groups.setdefault(name, []).append(position)
-    return {name: np.array(positions, np.int64) for name, positions in groups.items()}

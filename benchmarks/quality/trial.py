@@ -21,12 +21,12 @@ from typing import Any, get_args
 import orjson
 
 from benchmarks.loghub import SHARED
-from pipeline.backtest import Verdicts, gather
 from pipeline.commands import train_stream
 from pipeline.score import verdicts_of
 from pipeline.serving import load_serving
 from pipeline.settings import Settings, parse_settings
 from pipeline.stream_settings import ModelSettings
+from pipeline.verdict_columns import Verdicts, gather
 
 DATA = SHARED / "data"
 START_MS = 1_700_000_000_000

@@ -13,11 +13,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline.backtest import Verdicts, count_unused, gather, hold_records, hold_sessions
+from pipeline.backtest import count_unused, hold_records, hold_sessions
 from pipeline.backtest_plot import plot
 from pipeline.cli import main
 from pipeline.judgement import Backtest, Held, judge
 from pipeline.labels import Labels, Range
+from pipeline.verdict_columns import Verdicts, gather
 from tests.docs.test_docs import has_entry
 from tests.kafka import Stack, shop_events, write_untrained_bundle
 
@@ -116,6 +117,25 @@ def test_labels_of_sessions_judge_names(offbeat: Run) -> None:
         for name in {v["session"] for v in sessions}
     ]
     matches(found["sessions"], named, lambda v: v["session"] in wrong)
+
+
+def test_labels_name_sessions_as_records_do(offbeat: Run, stack: Stack, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where the stream masks sessions, labels are written with the names that records have."""
+    monkeypatch.setenv("OFFBEAT_MASK_SECRET", "sixteen bytes, or more")
+    stack.configure({"mask": {"session": "hash"}})
+    from pipeline.commands import train_stream
+    from pipeline.settings import load_settings
+
+    Path("history.jsonl").write_text("".join(json.dumps(event) + "\n" for event in shop_events(2, 150)))
+    train_stream(
+        load_settings(stack.config_path), "orders", source=Path("history.jsonl"), since=None, until=None,
+        promoted=True, seed=0, as_json=False,
+    )  # fmt: skip
+    name = json.loads(Path("in.jsonl").read_text().splitlines()[0])["session"]
+    code, out, sentence = offbeat(f"session,label\n{name},1\n", "--json")
+    assert code == 0, sentence
+    found = json.loads(out.splitlines()[-1])  # what training said comes before
+    assert (found["sessions"]["anomalous"], found["unused_labels"]) == (1, 0)
 
 
 def test_labels_of_ranges_tell_the_time_to_detect(offbeat: Run) -> None:
