@@ -8,6 +8,7 @@ of all, that does best on the labels, so it is what could be reached. `calibrate
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator
 from datetime import UTC, datetime
 from typing import Any, NamedTuple
@@ -48,9 +49,7 @@ def available() -> bool:
 
 def run(setup: Setup) -> Outcome:
     """Train, score, judge each category and all together."""
-    from evalkit.data import nab_corpus
-
-    corpus = {name: _series(*found) for name, found in nab_corpus().items()}
+    corpus = {name: _series(*found) for name, found in _read().items()}
     categories = sorted({_category(name) for name in corpus})
     chosen = setup.parts(categories)
     corpus = {name: series for name, series in corpus.items() if _category(name) in chosen}
@@ -84,6 +83,15 @@ def judge(corpus: dict[str, Series], found: dict[str, tuple[NDArray[np.float64],
         "official": nab_score(scored)["score"], "calibrated": nab_score(alarmed, threshold=0.5)["score"],
         "alarmed": float(np.concatenate(after).mean()),
     }  # fmt: skip
+
+
+def _read() -> dict[str, tuple[list[str], NDArray[np.float64], list[tuple[str, str]]]]:
+    from evalkit.data import nab_corpus
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ResourceWarning)  # the kit leaves a file open
+        corpus: dict[str, Any] = nab_corpus()
+    return corpus
 
 
 def _series(times: list[str], values: NDArray[np.float64], windows: list[tuple[str, str]]) -> Series:
