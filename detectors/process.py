@@ -103,6 +103,12 @@ class Verdicts:
     behind_ms: NDArray[np.int64]
 
     @property
+    def latest_confidence(self) -> float:
+        """That of the last record with one; 1 under a bundle, 0 before the first score."""
+        known = self.confidence[~np.isnan(self.confidence)]
+        return 1.0 if self.status == OK else float(known[-1]) if len(known) else 0.0
+
+    @property
     def late(self) -> NDArray[np.bool_]:
         """(n,) events that came too late: scored, never an anomaly."""
         return self.walk.is_late

@@ -104,6 +104,11 @@ class Metrics:
         self.sessions = Gauge(
             "offbeat_open_sessions", "Sessions that have not ended, hot and cold.", _BY_PARTITION, registry=registry
         )
+        self.confidence = Gauge(
+            "offbeat_warming_up_confidence",
+            "How much scores say before a bundle serves, from 0 for no score yet towards 1; 1 under a bundle.",
+            _BY_PARTITION, registry=registry,
+        )  # fmt: skip
         self.hot = Gauge("offbeat_hot_sessions", "Session rows in memory.", _BY_PARTITION, registry=registry)
         self.restored = Counter(
             "offbeat_restored_rows", "Rows read from the changelog when partitions were opened.", ("stream",),
@@ -153,6 +158,7 @@ class Metrics:
             self.checkpoint_age,
             self.sessions,
             self.hot,
+            self.confidence,
             self.recovery_rows,
             self.recovery_left,
         ):

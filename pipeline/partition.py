@@ -309,6 +309,8 @@ class Partition:
             alarms = int(anomaly.sum())
             metrics.verdicts.labels(name, kind, "true").inc(alarms)
             metrics.verdicts.labels(name, kind, "false").inc(len(anomaly) - alarms)
+        if len(verdicts.events):
+            metrics.confidence.labels(name, str(self.place.partition)).set(verdicts.latest_confidence)
         for reason, count in (("missing", events.without_time), ("ahead", events.ahead)):
             if count:
                 metrics.time_fallbacks.labels(name, reason).inc(count)
