@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from detectors.half_space_trees import Trees
-from detectors.online_kernels import ENTRIES, MOMENTS, fill_index, score_and_learn
+from detectors.online_kernels import CONFIDENCE, ENTRIES, MOMENTS, SMALLEST_P, fill_index, score_and_learn
 from features.sessions import Walk
 
 F32 = NDArray[np.float32]
@@ -156,6 +156,7 @@ def score_online(
     Counts: Moffat 1990, Implementing the PPM data compression scheme (method C; here of order 1, with half a novelty
     more, and without exclusion). P-values: Vovk, Gammerman, Shafer 2005, over a sliding window.
     """
+    assert hidden.shape[1] > max(SMALLEST_P, CONFIDENCE), "the smallest model's state has room for these two"
     if len(walk.first):
         state = state.copy()
     (n, f), m, columns = tokens.shape, len(walk.kind), numbers.shape[1]

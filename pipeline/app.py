@@ -9,6 +9,7 @@ from aiokafka import AIOKafkaProducer
 
 from detectors.parts import Learned
 from pipeline.agents.score import add_scoring_agent
+from pipeline.auto_train import AutoTrain
 from pipeline.clients import Clients
 from pipeline.cold_rows import Memory
 from pipeline.context import StreamContext, wall_clock_ms
@@ -81,7 +82,7 @@ class Outbox:
 
 def build_app(
     settings: Settings, learned: dict[str, Learned | None], instance: Instance, metrics: Metrics, health: Health,
-    partitions: int, *, accepts_reset: bool = False,
+    partitions: int, *, accepts_reset: bool = False, auto_train: AutoTrain | None = None,
 ) -> SliceApp:  # fmt: skip
     """Make the Faust app of a worker.
 
@@ -94,6 +95,8 @@ def build_app(
         divided by that.
     accepts_reset
         Whether a group's offset that an operator has moved is followed; sessions close then.
+    auto_train
+        Trains the first bundles.
     """
     clients = Clients(settings)
     topic_ids, outbox = TopicIds(clients), Outbox(settings, clients, metrics)
@@ -128,7 +131,8 @@ def build_app(
             memory=memory, make_parts=lambda bundle: make_parts(settings, name, bundle), promotions=promotions,
             sample=settings.decisions.sample, make_producer=clients.transactional_producer, recovery=recovery,
             controls=controls, topic_ids=topic_ids, send=outbox.send, output_topic=outbox.topic, metrics=metrics,
-            health=health, source_is_copied=repartitioners[name].source_is_copied if name in repartitioners else None,
+            health=health, auto_train=auto_train,
+            source_is_copied=repartitioners[name].source_is_copied if name in repartitioners else None,
         )  # fmt: skip
 
     contexts = {settings.topic_of(name): context(name, stream) for name, stream in settings.streams.items()}
@@ -146,6 +150,8 @@ def build_app(
 
     async def stop() -> None:
         await asyncio.gather(*(asyncio.to_thread(repartitioner.stop) for repartitioner in repartitioners.values()))
+        if auto_train is not None:
+            await asyncio.to_thread(auto_train.stop)
         await unmatched.stop()
         await promotions.stop()
         await controls.stop()

@@ -33,6 +33,7 @@ Reference = Annotated[
 Reason = Annotated[str | None, typer.Option(help="Why, for the record.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON, for scripts.")]
 CONFIG = Path("offbeat.yaml")
+LEAST_SESSIONS = 150  # fewer leave a training less than the 100 it needs, for a part is held back
 
 
 def main() -> NoReturn:
@@ -119,12 +120,19 @@ def worker(
         bool,
         typer.Option("--accept-reset", help="The group's offset was moved on purpose: close all sessions and follow."),
     ] = False,
-) -> None:
+    auto_train: Annotated[
+        int | None,
+        typer.Option(
+            "--auto-train", min=LEAST_SESSIONS, metavar="N",
+            help="Where a stream has no bundle yet, train one after N healthy sessions; it serves if it is sound.",
+        ),
+    ] = None,
+) -> None:  # fmt: skip
     """Score streams: start as many as you like, they share the partitions."""
     from pipeline.settings import load_settings
     from pipeline.worker import run_worker
 
-    run_worker(load_settings(config), accepts_reset=accept_reset)
+    run_worker(load_settings(config), accepts_reset=accept_reset, auto_train=auto_train, config=config)
 
 
 @app.command()

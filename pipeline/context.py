@@ -12,6 +12,7 @@ from typing import Any
 from aiokafka import AIOKafkaProducer
 
 from detectors.parts import Learned, Parts
+from pipeline.auto_train import AutoTrain
 from pipeline.cold_rows import Memory
 from pipeline.control_reader import ControlReader
 from pipeline.health import Health
@@ -43,6 +44,8 @@ class StreamContext:
         The name of an output's topic.
     source_is_copied
         Where the stream is repartitioned: whether all that its source holds now has been brought to its internal topic.
+    auto_train
+        Counts sessions towards a first training, where the worker was asked to.
     """
 
     name: str
@@ -69,6 +72,7 @@ class StreamContext:
     metrics: Metrics
     health: Health
     source_is_copied: Callable[[], Awaitable[bool]] | None = None
+    auto_train: AutoTrain | None = None
     monotonic: Callable[[], float] = time.monotonic
     now_ms: Callable[[], int] = wall_clock_ms
 

@@ -9,6 +9,7 @@ OffbeatError                    every error we raise on purpose; its text says w
 ├── PortTakenError              another process listens there
 ├── LocalBrokerError            `offbeat broker` cannot get, start or stop its Kafka
 ├── StalledError                a partition stands still while its source grows
+├── RefusedBundleError          a first bundle was trained, and its checks refuse it
 ├── RepartitionError            records cannot be brought to a stream's internal topic
 └── StateError                  rows on disk or in the changelog do not fit the config or each other
     ├── DamagedStateError       a saved row fails its check, or RocksDB its own; rebuilt from the changelog
@@ -61,6 +62,10 @@ class LocalBrokerError(OffbeatError):
 
 class StalledError(OffbeatError):
     """A partition makes no progress; the worker ends so that a supervisor can start it anew."""
+
+
+class RefusedBundleError(OffbeatError):
+    """A bundle that nobody has looked at does not pass its checks, and serves nobody."""
 
 
 class RepartitionError(OffbeatError):

@@ -151,6 +151,11 @@ class Metrics:
             ("stream", "digest"), registry=registry,
         )  # fmt: skip
 
+        self.auto_trainings = Counter(
+            "offbeat_auto_trainings", "First trainings beside the worker: promoted, failed, or superseded by another.",
+            ("stream", "result"), registry=registry,
+        )  # fmt: skip
+
     def forget(self, stream: str, partition: int) -> None:
         """Drop the series of a partition that is no longer ours."""
         for gauge in (

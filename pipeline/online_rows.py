@@ -136,6 +136,6 @@ def _framed(content: bytes) -> bytes:
 def _content(saved: Mapping[bytes, bytes], key: bytes) -> bytes:
     value = saved[key]
     if crc32(value[:-4]) != int.from_bytes(value[-4:], "little"):
-        message = f"{key.decode()} fails its check"
-        raise ValueError(message)
+        message = f"what was learned online cannot be read: {key.decode()} fails its check"
+        raise DamagedStateError(message)
     return value[3:-4]

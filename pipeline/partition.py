@@ -181,6 +181,8 @@ class Partition:
             kind, field = drift.split("/", 1)
             self.context.metrics.field_drift.labels(*labels, field, kind).set(1)
         self.context.health.opened(self.context.name, self.place.partition)
+        if self.context.auto_train is not None and self.place.partition == 0:
+            self.context.auto_train.owns(self.context.name, yes=True)
         self.context.controls.follow(self.context.name, self._holding.row.controls, self)
         self.context.promotions.follow(self.context.name, self._holding.served.digest, self)
         self._task = asyncio.create_task(self._run())
@@ -309,6 +311,8 @@ class Partition:
             alarms = int(anomaly.sum())
             metrics.verdicts.labels(name, kind, "true").inc(alarms)
             metrics.verdicts.labels(name, kind, "false").inc(len(anomaly) - alarms)
+        if parts.learned is None and self.context.auto_train is not None and len(verdicts.ends.anomaly):
+            self.context.auto_train.ended(name, int((~verdicts.ends.anomaly).sum()))
         if len(verdicts.events):
             metrics.confidence.labels(name, str(self.place.partition)).set(verdicts.latest_confidence)
         for reason, count in (("missing", events.without_time), ("ahead", events.ahead)):
@@ -568,6 +572,8 @@ class Partition:
         context.promotions.leave(self)
         context.metrics.forget(context.name, p)
         context.health.closed(context.name, p)
+        if context.auto_train is not None and p == 0:
+            context.auto_train.owns(context.name, yes=False)
         kept = saved and keep
         log.info(
             "partition closed", stream=context.name, partition=p, saved=saved, kept=kept,

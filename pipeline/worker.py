@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+from pathlib import Path
 from typing import NoReturn
 
 import faust
@@ -10,6 +11,7 @@ import structlog
 from aiokafka.errors import KafkaConnectionError
 
 from pipeline.app import build_app
+from pipeline.auto_train import AutoTrain
 from pipeline.clients import Clients
 from pipeline.errors import BrokerUnavailableError
 from pipeline.health import Health
@@ -25,13 +27,21 @@ from pipeline.watchdog import LoopGuard
 log = get_logger()
 
 
-def run_worker(settings: Settings, *, accepts_reset: bool = False) -> None:
+def run_worker(
+    settings: Settings,
+    *,
+    accepts_reset: bool = False,
+    auto_train: int | None = None,
+    config: Path = Path("offbeat.yaml"),
+) -> None:
     """Run until SIGTERM or Ctrl-C.
 
     Parameters
     ----------
     accepts_reset
         Follow a group's offset that was moved on purpose: sessions close, and reading goes on from there.
+    auto_train, config
+        After how many healthy sessions a first bundle is trained, and the config file for that; None: never.
 
     Raises
     ------
@@ -55,7 +65,10 @@ def run_worker(settings: Settings, *, accepts_reset: bool = False) -> None:
                     "stream is repartitioned", stream=name, through=settings.topic_of(name),
                     cost="each record is written and read once more, and comes some 100 ms later",
                 )  # fmt: skip
-        app = build_app(settings, learned, instance, metrics, health, sum(counts.values()), accepts_reset=accepts_reset)
+        app = build_app(
+            settings, learned, instance, metrics, health, sum(counts.values()), accepts_reset=accepts_reset,
+            auto_train=None if auto_train is None else AutoTrain(auto_train, config, metrics),
+        )  # fmt: skip
         log.info(
             "worker starts",
             app=settings.app,
