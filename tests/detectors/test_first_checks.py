@@ -74,7 +74,7 @@ def test_one_that_predicts_nothing_is_refused(trained: Trained) -> None:
 
 @pytest.mark.parametrize("loss", [math.nan, math.inf])
 def test_a_loss_that_is_no_number_is_refused(loss: float, trained: Trained) -> None:
-    """Whatever else holds."""
+    """A training whose validation loss is NaN or infinite made nothing that may serve."""
     history, cut, learned, _ = trained
     checked = check((history, cut, learned, loss))
     assert checked.refusals == [f"its validation loss is {loss}"]

@@ -120,6 +120,7 @@ def test_a_stream_trains_itself(stack: Stack) -> None:
         wait_until(lambda: "bundle promoted" in worker.log_path.read_text(), "that the worker takes it", 60)
         stack.produce(as_records(shop_events(9, 100)))
         stack.wait_until_scored()
+        wait_until(lambda: "first training ended" in worker.log_path.read_text(), "that the training ends", 60)
         assert worker.stop() == 0
     statuses = [d["status"] for d in stack.read_json("decisions")]
     assert set(statuses) == {"warming_up", "ok"}
