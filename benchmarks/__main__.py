@@ -21,7 +21,7 @@ from benchmarks.machine import machine
 from benchmarks.quality import hdfs, hdfs_raw, hdfs_worker, nezha
 from benchmarks.quality import templates as template_quality
 from benchmarks.quality.scenarios import SCENARIOS, add_options, run_scenarios
-from benchmarks.speed import checkpoint, decode, masking, memory, recovery, text_lines, whole_path
+from benchmarks.speed import checkpoint, cores, decode, masking, memory, recovery, text_lines, whole_path
 from benchmarks.speed import templates as template_speed
 
 RESULTS = Path(__file__).parent / "results"
@@ -55,12 +55,14 @@ def _run_all(screen: Console, out: Path, options: argparse.Namespace) -> None:
     results.append(recovery.run(4_000 if options.smoke else 1_000_000, screen))
     screen.print("memory: a million live sessions, few of them in memory")
     results.append(memory.run(*((2_000, 4.0, 500) if options.smoke else (1_000_000, 600.0, 4_000)), screen))
-    screen.print("decode: JSON events to columns, one core")
-    results.append(decode.run(*((2_000, 1) if options.smoke else (200_000, 5)), screen))
-    screen.print("masking: what detectors cost, one core")
-    results.append(masking.run(*((2_000, 1) if options.smoke else (100_000, 3)), screen))
-    screen.print("text lines: fields out of lines, format by format, one core")
-    results.append(text_lines.run(*((500, 1) if options.smoke else (50_000, 5)), screen))
+    for what, benchmark, few, many in (
+        ("decode: JSON events to columns, one core", decode.run, (2_000, 1), (200_000, 5)),
+        ("cores: what serving a model costs, one core", cores.run, (2_000, 1), (100_000, 5)),
+        ("masking: what detectors cost, one core", masking.run, (2_000, 1), (100_000, 3)),
+        ("text lines: fields out of lines, format by format, one core", text_lines.run, (500, 1), (50_000, 5)),
+    ):
+        screen.print(what)
+        results.append(benchmark(*(few if options.smoke else many), screen))
     screen.print("templates: lines to templates, one core; and whether they are the right ones")
     if loghub.available():
         systems = loghub.SYSTEMS[:1] if options.smoke else loghub.SYSTEMS
@@ -69,14 +71,14 @@ def _run_all(screen: Console, out: Path, options: argparse.Namespace) -> None:
         screen.print("  left out: the labelled data (../shared/data/loghub2k) is not here")
     screen.print("hdfs_worker: worker against file, and against labels")
     if hdfs.available():
-        few = {"learn": 600, "play": 100, "promise": 0.01} if options.smoke else {}
-        results.append(hdfs_worker.run(screen, **few))
+        less: dict[str, Any] = {"learn": 600, "play": 100, "promise": 0.01} if options.smoke else {}
+        results.append(hdfs_worker.run(screen, **less))
     else:
         screen.print("  left out: the labelled data (../shared/data/hdfs) is not here")
     screen.print("hdfs_raw: raw lines against given event ids")
     if hdfs_raw.available():
-        few = {"blocks": 250, "ways": ["raw"]} if options.smoke else {}
-        results.append(hdfs_raw.run(screen, **few))
+        fewer: dict[str, Any] = {"blocks": 250, "ways": ["raw"]} if options.smoke else {}
+        results.append(hdfs_raw.run(screen, **fewer))
     else:
         screen.print("  left out: the labelled data (../shared/data/hdfs) is not here")
     screen.print("nezha: a microservice system's logs, spans and metrics, and its faults")

@@ -268,8 +268,8 @@ def _numbers_file(numbers: NumberBins) -> dict[str, bytes]:
     return {"numbers.json": json.dumps(numbers.to_json(), ensure_ascii=False).encode()}
 
 
-def unpack(bundle: Bundle, parts: Parts) -> Learned:
-    """What `pack` wrote, checked against the stream's config.
+def unpack(bundle: Bundle, parts: Parts, runtime: str = "auto", device: str = "cpu") -> Learned:
+    """What `pack` wrote, checked against the stream's config; `runtime` and `device` as `load_runtime` has them.
 
     Raises
     ------
@@ -285,10 +285,10 @@ def unpack(bundle: Bundle, parts: Parts) -> Learned:
             f"{_in_words(wanted, differs)}; run `offbeat train --promote`"
         )
         raise BundleError(message)
-    return learned_of(bundle)
+    return learned_of(bundle, runtime, device)
 
 
-def learned_of(bundle: Bundle) -> Learned:
+def learned_of(bundle: Bundle, runtime: str = "auto", device: str = "cpu") -> Learned:
     """What `pack` wrote, whatever the stream's config says now: to look at, to verify, to compare.
 
     Raises
@@ -316,11 +316,13 @@ def learned_of(bundle: Bundle) -> Learned:
         raise BundleError(message) from None
     sizes, inputs = (*vocabulary.sizes, *bins.sizes), _input_sizes(seasonal)
     spec = ModelSpec(schema["core"], schema["hidden"], sizes, inputs, schema.get("context", NO_WINDOW))
-    model = make_runtime(spec, weights, len(vocabulary.sizes))
+    model = make_runtime(spec, weights, len(vocabulary.sizes), runtime, device)
     return Learned(bundle.digest, vocabulary, model, records, sessions, templates, certificate, bins, seasonal, usual)
 
 
-def make_runtime(spec: ModelSpec, weights: Mapping[str, NDArray[Any]], fields: int) -> Runtime | LinearRuntime:
+def make_runtime(
+    spec: ModelSpec, weights: Mapping[str, NDArray[Any]], fields: int, runtime: str = "auto", device: str = "cpu"
+) -> Runtime | LinearRuntime:
     """What serves a model; `fields` of its sizes are tokens, the others numbers.
 
     Raises
@@ -330,7 +332,7 @@ def make_runtime(spec: ModelSpec, weights: Mapping[str, NDArray[Any]], fields: i
     """
     if spec.core == "linear":
         return LinearRuntime(weights, fields, len(spec.sizes) - fields)
-    return load_runtime(spec, weights)
+    return load_runtime(spec, weights, runtime, device)
 
 
 def _input_sizes(seasonal: Sequence[str]) -> tuple[int, ...]:

@@ -3,6 +3,7 @@
 ModelError
 ├── BundleError             a bundle is damaged, incomplete or of another format, or cannot be saved
 │   └── StoreUnavailableError   where it lies gives nothing now; it may later
+├── RuntimeUnavailableError what should serve a model is not on this machine
 └── UnsuitableDataError     the sequences given cannot teach a model
 """
 
@@ -24,6 +25,10 @@ class StoreUnavailableError(BundleError):
     """The disk or the store that holds bundles does not answer, or refuses."""
 
     retriable = True
+
+
+class RuntimeUnavailableError(ModelError):
+    """A model cannot be served as the config asks; the text says what is missing."""
 
 
 class UnsuitableDataError(ModelError):

@@ -35,6 +35,8 @@ class LinearRuntime:
         The weights do not fit each other, or are for other numbers.
     """
 
+    name = "kernel"
+
     def __init__(self, weights: Mapping[str, NDArray[np.float64]], fields: int, numbers: int) -> None:
         self.model = Autoregression.from_arrays(weights)
         self._fields = fields

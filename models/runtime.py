@@ -1,4 +1,4 @@
-"""A trained model ready to serve on a CPU: numpy weights and the row-wise kernels. It does not import torch."""
+"""A trained model ready to serve: by numpy weights and the row-wise kernels, which need no torch; else by torch."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from models.errors import BundleError
 from models.kernels import input_table, log_probabilities, score_and_step
-from models.spec import ModelSpec
+from models.spec import KERNELS, ModelSpec
 
 F32 = NDArray[np.float32]
 
@@ -39,7 +39,9 @@ class Scores:
 
 
 class Runtime(Protocol):
-    """What serves a model."""
+    """What serves a model; `name` is for logs."""
+
+    name: str
 
     def score_and_step(
         self, kind: NDArray[np.int8], row: NDArray[np.int32], record: NDArray[np.int32], first: NDArray[np.bool_],
@@ -56,15 +58,31 @@ class Runtime(Protocol):
         """(k, V_f) per field for (k, H) of what heads read; the first field's last column is the session's end."""
 
 
-def load_runtime(spec: ModelSpec, weights: Mapping[str, F32]) -> Runtime:
+def load_runtime(spec: ModelSpec, weights: Mapping[str, F32], runtime: str = "auto", device: str = "cpu") -> Runtime:
     """The runtime for a model.
+
+    Parameters
+    ----------
+    runtime
+        "kernel", for cores that have one; "torch"; or "auto": the kernel where there is one, but not where CUDA is
+        asked for.
+    device
+        "cpu", "cuda", or "auto": for torch CUDA where there is some.
 
     Raises
     ------
     BundleError
         The weights do not fit the model.
+    RuntimeUnavailableError
+        CUDA is asked for, and there is none.
     """
-    return GruKernel(weights, spec.sizes, spec.inputs)
+    has_kernel = spec.core in KERNELS and spec.hidden % 8 == 0
+    if runtime == "kernel" or (runtime == "auto" and has_kernel and device != "cuda"):
+        assert has_kernel, "the config's rules let nobody ask for a kernel that there is not"
+        return GruKernel(weights, spec.sizes, spec.inputs)
+    from models.torch_runtime import TorchRuntime, choose_device  # a worker maps libtorch only where it must
+
+    return TorchRuntime(spec, weights, choose_device(device))
 
 
 class GruKernel:
@@ -94,6 +112,7 @@ class GruKernel:
         except KeyError as error:
             message = f"the bundle has no weight {error.args[0]}; train it again"
             raise BundleError(message) from None
+        self.name = "kernel"
         self.size = size = len(self.start)
         self.sizes = sizes
         expected = {recurrent.shape: (3 * size, size), head.shape: (sum(sizes) + 1, size)}

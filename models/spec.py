@@ -8,6 +8,7 @@ from typing import Any
 
 CORES = ("gru", "lstm", "transformer", "tcn")  # of sequence models; "linear" forecasts numbers without one
 LAGS = 10  # values that a linear forecast is made from
+KERNELS = ("gru",)  # cores with a kernel
 WINDOWED = ("transformer", "tcn")  # cores whose weights are for one window
 LAYERS = 2  # of the Transformer
 

@@ -49,9 +49,12 @@ class TransformerModel(SequenceModel):
         x = self.enter(self.embed(events[..., :-1].long(), events[..., -1]))
         at, first = torch.arange(x.shape[1], device=x.device), (slots - count).unsqueeze(1)
         x = torch.where((at == first - 1).unsqueeze(-1), self.begin, x)
-        for layer in self.layers:
-            x = layer(x, at >= first - 1)
-        outputs = self.norm(x[:, slots:])
+        there = at >= first - 1
+        for above, layer in zip(range(LAYERS - 1, -1, -1), self.layers, strict=True):
+            # What the layers above need of the past, and no more; the last gives the new events alone.
+            keep = now.shape[1] + min(slots, above * (band(window) - 1))
+            x = layer(x, there[:, there.shape[1] - x.shape[1] :], keep)
+        outputs = self.norm(x)
         taken = now.shape[1] if lengths is None else lengths.to(count.device)
         kept = latest(torch.cat([past, now], dim=1), window, window, lengths).flatten(1)
         after = (count + taken).clamp(max=window).to(now.dtype).unsqueeze(1)
@@ -65,41 +68,40 @@ class _Layer(nn.Module):
         super().__init__()
         self.heads, self.width = max(1, min(MOST_HEADS, hidden // LEAST_HEAD)), width
         self.attention_norm, self.norm = nn.LayerNorm(hidden), nn.LayerNorm(hidden)
-        self.read = nn.Linear(hidden, 3 * hidden)  # queries, keys and values
+        self.query, self.look = nn.Linear(hidden, hidden), nn.Linear(hidden, 2 * hidden)  # look: keys and values
         self.write = nn.Linear(hidden, hidden)
         self.network = nn.Sequential(nn.Linear(hidden, 4 * hidden), nn.GELU(), nn.Linear(4 * hidden, hidden))
         self.dropout = nn.Dropout(dropout)
 
-    def forward(self, x: Tensor, there: Tensor) -> Tensor:
-        """(B, n, H) of (B, n, H), of which (B, n) bool are there to be looked at."""
-        x = x + self.dropout(self.write(self._attend(self.attention_norm(x), there)))
+    def forward(self, x: Tensor, there: Tensor, keep: int) -> Tensor:
+        """(B, keep, H) of the last of (B, n, H), of which (B, n) bool are there to be looked at."""
+        known = self.attention_norm(x[:, -self.width - keep :])
+        x = x[:, x.shape[1] - keep :]
+        x = x + self.dropout(self.write(self._attend(known, there[:, -self.width - keep :], keep)))
         return x + self.dropout(self.network(self.norm(x)))  # type: ignore[no-any-return]
 
-    def _attend(self, x: Tensor, there: Tensor) -> Tensor:
-        """Each looks at itself and at the width - 1 before it.
+    def _attend(self, x: Tensor, there: Tensor, keep: int) -> Tensor:
+        """Each of the last ones looks at itself and at the width - 1 before it.
 
-        The events are cut into blocks as long as the band is wide. A block looks at itself and at the block before it,
-        so cost grows with the length and not with its square, and the angles of positions stay small and so precise.
+        They are cut into blocks as long as the band is wide. A block looks at itself and at the block before it, so
+        cost grows with the length and not with its square, and the angles of positions stay small and so precise.
         """
         batch, n, hidden = x.shape
-        w = self.width
-        pad = -n % w
-        read = self.read(nn.functional.pad(x, (0, 0, 0, pad))).view(batch, -1, w, 3, self.heads, hidden // self.heads)
-        q, k, v = read.permute(3, 0, 1, 4, 2, 5)  # (B, blocks, heads, w, d)
-        k, v = (torch.cat([_before(part), part], dim=3) for part in (k, v))
+        w, after = self.width, -keep % self.width
+        lead = w + keep - n  # to a whole block before the first that is kept
+        q = nn.functional.pad(self.query(x[:, n - keep :]), (0, 0, 0, after))
+        q = q.view(batch, -1, w, self.heads, hidden // self.heads).transpose(2, 3)  # (B, blocks, heads, w, d)
+        seen = nn.functional.pad(self.look(x), (0, 0, lead, after))
+        seen = seen.view(batch, -1, w, 2, self.heads, hidden // self.heads).permute(3, 0, 1, 4, 2, 5)
+        k, v = torch.cat([seen[:, :, :-1], seen[:, :, 1:]], dim=4)  # (B, blocks, heads, 2w, d)
+        there = nn.functional.pad(there, (lead, after)).view(batch, -1, w)
+        there = torch.cat([there[:, :-1], there[:, 1:]], dim=2)[:, :, None, None]
         place = torch.arange(2 * w, device=x.device)
-        q, k = _rotate(q, place[w:]), _rotate(k, place)
         back = place[w:].unsqueeze(1) - place  # (w, 2w): how far back a key lies
-        there = nn.functional.pad(there, (0, pad)).view(batch, -1, w)
-        there = torch.cat([_before(there), there], dim=2)[:, :, None, None]
         looks = (back >= 0) & (back < w) & (there | (back == 0))  # at itself at least, so that a row sums to 1
-        seen = nn.functional.scaled_dot_product_attention(q, k, v, attn_mask=looks)
-        return seen.transpose(2, 3).flatten(3).flatten(1, 2)[:, :n].reshape(batch, n, hidden)
-
-
-def _before(blocks: Tensor) -> Tensor:
-    """(B, blocks, ...) the block before each; zeros before the first."""
-    return torch.cat([torch.zeros_like(blocks[:, :1]), blocks[:, :-1]], dim=1)
+        q, k = _rotate(q, place[w:]), _rotate(k, place)
+        found = nn.functional.scaled_dot_product_attention(q, k, v, attn_mask=looks)
+        return found.transpose(2, 3).reshape(batch, -1, hidden)[:, :keep]
 
 
 def _rotate(x: Tensor, place: Tensor) -> Tensor:

@@ -248,7 +248,7 @@ class Holding:
             self.serve(context.promotions.current(context.name))
             self.row = PartitionRow(
                 next_offset=start, watermark_ms=-1, records=0, sessions=0, fingerprint=context.fingerprint,
-                bundle=self.served.digest, runtime="kernel", topic_id=topic_id, epoch=0,
+                bundle=self.served.digest, runtime=self.served.runtime, topic_id=topic_id, epoch=0,
                 controls=context.controls.end,
             )  # fmt: skip
             await self._save_row()  # so that "latest" is decided once
@@ -262,7 +262,7 @@ class Holding:
             raise StateError(message) from None
         self._refuse_other_section()
         self.serve(await context.promotions.in_force(context.name, self.row.bundle))
-        self.row = replace(self.row, bundle=self.served.digest)
+        self.row = replace(self.row, bundle=self.served.digest, runtime=self.served.runtime)
         if lost:
             self.row = replace(self.row, sessions=self.row.sessions - len(lost))
             self.store.forget(lost)

@@ -23,6 +23,11 @@ class Served:
     decoder: Decoder
 
     @property
+    def runtime(self) -> str:
+        """What serves it."""
+        return "kernel" if self.learned is None else self.learned.runtime.name
+
+    @property
     def digest(self) -> str | None:
         """Of the bundle."""
         return None if self.learned is None else self.learned.digest

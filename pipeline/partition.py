@@ -462,7 +462,7 @@ class Partition:
         self._holding.serve(served)
         self._emitter = replace(self._emitter, parts=self._holding.parts)
         self._nothing = served.decoder.decode([], check_key=True)
-        self._row = replace(self._row, bundle=served.digest)
+        self._row = replace(self._row, bundle=served.digest, runtime=served.runtime)
         if not self._holding.parts.learns_online:
             self.state = replace(self.state, online=None)
         await self._commit()

@@ -191,6 +191,8 @@ def load_serving(settings: Settings, name: str, bundle: Path | Folder | None = N
     ------
     BundleError
         It is damaged, or trained for another config.
+    RuntimeUnavailableError
+        The config asks for CUDA, and there is none.
     """
     if bundle is not None:
         return _learned(settings, name, read_bundle(bundle))
@@ -204,7 +206,7 @@ def load_bundle(settings: Settings, name: str, digest: str) -> Learned:
 
 
 def _learned(settings: Settings, name: str, bundle: Bundle) -> Learned:
-    learned = unpack(bundle, make_parts(settings, name, None))
+    learned = unpack(bundle, make_parts(settings, name, None), settings.runtime, settings.device)
     _refuse_other_features(settings, name, learned)
     return learned
 

@@ -31,8 +31,6 @@ from pipeline.wire import MESSAGES
 # Keys of the design that this version does not have yet. "*" stands for any stream's name.
 LATER_KEYS = {
     "alerts": "alert receivers and routes",
-    "device": "scoring on a GPU",
-    "runtime": "a choice of runtime",
     "streams.*.segment": "segments",
     "streams.*.promise.alert_budget": "alert budgets",
 }
@@ -127,6 +125,14 @@ class Settings(Section):
     state: StateSettings = StateSettings()
     topics: TopicSettings = TopicSettings()
     decisions: DecisionSettings = DecisionSettings()
+    device: Literal["auto", "cpu", "cuda"] = Field(
+        "auto", description="Where torch serves models; auto: on a CUDA device where there is one, else on the CPU."
+    )
+    runtime: Literal["auto", "kernel", "torch"] = Field(
+        "auto",
+        description="What serves models. kernel: compiled for the CPU, the same bits however a stream is cut; for gru. "
+        "torch: any core, the same within a tolerance. auto: the kernel where there is one, unless device is cuda.",
+    )
     streams: dict[str, StreamSettings] = Field(min_length=1, description="One section a stream, by its name.")
 
     @field_validator("models_dir")
@@ -148,6 +154,19 @@ class Settings(Section):
                 raise ValueError(message)
             topics[stream.topic] = name
         return streams
+
+    @model_validator(mode="after")
+    def _runtimes_exist(self) -> Settings:
+        from models.spec import KERNELS
+
+        if self.runtime == "kernel" and self.device == "cuda":
+            message = "the kernels of runtime: kernel compute on the CPU; write device: auto, or runtime: torch"
+            raise ValueError(message)
+        for name, stream in self.streams.items():
+            if self.runtime == "kernel" and stream.model.core not in {*KERNELS, "linear"}:
+                message = f"stream {name}: there is no kernel for model.core {stream.model.core}; write runtime: auto"
+                raise ValueError(message)
+        return self
 
     @model_validator(mode="after")
     def _windows_fit(self) -> Settings:

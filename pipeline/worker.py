@@ -59,7 +59,8 @@ def run_worker(
         structlog.contextvars.bind_contextvars(instance=instance.name)
         for name, bundle in learned.items():
             digest = "none" if bundle is None else bundle.digest
-            log.info("stream", stream=name, topic=settings.streams[name].topic, bundle=digest[:12])
+            runtime = "none" if bundle is None else bundle.runtime.name
+            log.info("stream", stream=name, topic=settings.streams[name].topic, bundle=digest[:12], runtime=runtime)
             if settings.streams[name].is_repartitioned:
                 log.info(
                     "stream is repartitioned", stream=name, through=settings.topic_of(name),

@@ -20,9 +20,10 @@ from features.events import Events
 from features.tokens import OOV, RARE, TokenEncoder
 from models.bundle import Bundle
 from models.errors import BundleError, UnsuitableDataError
+from models.spec import ModelSpec, state_size
 from pipeline.outputs import Place
 from pipeline.score import Line
-from tests.conftest import HIDDEN, random_weights
+from tests.conftest import CONTEXT, HIDDEN, random_weights
 from tests.kafka import shop_events
 
 PLACE = Place("shop.orders", 0)
@@ -186,6 +187,29 @@ def test_a_bundle_for_another_config_is_refused(fitted: Fit, parts: Parts) -> No
     broken = replace(fitted, files=fitted.files | {"calibration.safetensors": b"x"})
     with pytest.raises(BundleError, match="lacks a part"):
         unpack(bundle_of(broken), parts)
+
+
+@pytest.mark.parametrize("core", ["lstm", "tcn", "transformer"])
+def test_each_core_is_fitted_and_served(core: str, parts: Parts) -> None:
+    """By torch; a bundle says its core and, where its weights depend on that, for which context it is."""
+    model = ModelSpec(core, HIDDEN, (), (), CONTEXT)
+    parts = replace(parts, model=model, shape=RowShape(state_size(core, HIDDEN, CONTEXT, 2), CONTEXT, 2))
+    events = history(150)
+    fitted = train(parts, events)
+    learned = unpack(bundle_of(fitted), parts, "auto", "cpu")
+    assert learned.runtime.name == "torch-cpu"
+    served = replace(parts, learned=learned, encoder=TokenEncoder(2, learned.vocabulary))
+    rows = SessionRows.empty(len(events[0].sessions), parts.shape)
+    verdicts, _, _ = process_batch(events[0], rows, PartitionState(0), served)
+    assert 0.02 < verdicts.anomaly.mean() < 0.3
+    with pytest.raises(BundleError, match=f"was trained with core {core}, but the config says core gru"):
+        unpack(bundle_of(fitted), replace(parts, model=replace(model, core="gru")))
+    longer = replace(parts, model=replace(model, window=CONTEXT + 1))
+    if core == "lstm":
+        unpack(bundle_of(fitted), longer)
+        return
+    with pytest.raises(BundleError, match="was trained with context 6, but the config says context 7"):
+        unpack(bundle_of(fitted), longer)
 
 
 def test_what_is_served_is_what_was_learned(parts: Parts) -> None:

@@ -227,7 +227,7 @@ def test_environment_variables_win(offbeat: Offbeat, monkeypatch: pytest.MonkeyP
         ("OFFBEAT_HTTP__PORT__X", "1", "OFFBEAT_HTTP__PORT__X names no setting; did you mean OFFBEAT_HTTP__PORT?"),
         ("OFFBEAT_HTTP__PORT", "99999", "http.port is 99999; expected less than or equal to 65535"),
         ("OFFBEAT_HTTP__PORT", "[", "OFFBEAT_HTTP__PORT is '[', which is no YAML value"),
-        ("OFFBEAT_DEVICE", "cuda", "device (scoring on a GPU) is not in this version yet"),
+        ("OFFBEAT_DEVICE", "gpu", "device is 'gpu'; expected 'auto', 'cpu' or 'cuda'"),
     ],
 )
 def test_a_wrong_environment_variable(

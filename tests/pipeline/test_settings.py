@@ -90,6 +90,7 @@ def test_every_variable_sets_its_key(variable: str) -> None:
         "topics.create": "false", "topics.replication": "3",
         "topics.partitions": "9", "topics.retention": "1h", "decisions.sample": "0.5", "checkpoint_interval": "1s",
         "delivery": "exactly_once", "broker": "b:1", "mask_secret": "0123456789abcdef",
+        "device": "cuda", "runtime": "torch",
     }  # fmt: skip
     text = samples.get(".".join(path), "x")
     settings = parse_settings(MINIMAL, {variable: text})
@@ -360,3 +361,19 @@ def test_seasons_are_in_a_transformers_rows_alone() -> None:
             for season in ([], ["hour"])
         }
         assert len(found) == count
+
+
+@pytest.mark.parametrize(
+    ("asked", "core", "sentence"),
+    [
+        ({"runtime": "kernel"}, "tcn", "stream s: there is no kernel for model.core tcn; write runtime: auto"),
+        ({"runtime": "kernel", "device": "cuda"}, "gru", "kernel compute on the CPU; write device: auto, or runtime"),
+        ({"runtime": "numba"}, "gru", "runtime is 'numba'; expected 'auto', 'kernel' or 'torch'"),
+    ],
+)
+def test_a_runtime_that_there_is_not_is_refused(asked: dict[str, str], core: str, sentence: str) -> None:
+    """Before anything is loaded; what there is passes."""
+    stream = {"topic": "t", "session": {"by": "k"}, "tokens": ["a"], "model": {"core": core}}
+    with pytest.raises(ConfigError, match=re.escape(sentence)):
+        parse_settings({"streams": {"s": stream}} | asked, {})
+    parse_settings({"streams": {"s": stream}, "runtime": "torch", "device": "cuda"}, {})
