@@ -46,7 +46,6 @@ def main() -> None:
 
 def _run_all(screen: Console, out: Path, options: argparse.Namespace) -> None:
     results = []
-    few: dict[str, Any]
     screen.print("whole path: producer, broker, one worker, checkpoints, outputs")
     results.append(whole_path.run(*((20_000, 500, 1) if options.smoke else (2_000_000, 100_000, 3)), screen))
     screen.print("checkpoint: what saving costs, and what exactly_once does")

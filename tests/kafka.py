@@ -264,7 +264,23 @@ def as_records(events: Iterable[dict[str, Any]]) -> list[tuple[bytes, bytes]]:
     return [(e["session"].encode(), json.dumps(e).encode()) for e in events]
 
 
-def write_untrained_bundle(stack: Stack, seed: int = 0) -> str:
+def untrained(core: str) -> dict[str, Any]:
+    """Weights of any core for the shop's fields, hidden size 16 and a context of 6."""
+    import torch
+
+    from models.family import make_model
+    from models.spec import ModelSpec
+    from tests.conftest import make_learned
+
+    torch.manual_seed(0)
+    model = make_model(ModelSpec(core, 16, make_learned().vocabulary.sizes, (), 6))
+    with torch.no_grad():
+        model.start.normal_()
+        model.head.weight.mul_(8)
+    return model.weights()
+
+
+def write_untrained_bundle(stack: Stack, seed: int = 0, core: str = "gru") -> str:
     """A serving bundle with random weights: made in no time, and as sensitive as a trained one. Returns its digest."""
     import numpy as np
 
@@ -276,11 +292,11 @@ def write_untrained_bundle(stack: Stack, seed: int = 0) -> str:
     learned = make_learned()
     rng = np.random.default_rng(5 + seed)
     files = pack(
-        learned.vocabulary, random_weights(seed, learned.vocabulary.sizes, 16),
+        learned.vocabulary, random_weights(seed, learned.vocabulary.sizes, 16) if core == "gru" else untrained(core),
         Calibration.learn(rng.gamma(4, 1, 500)), Calibration.learn(rng.gamma(9, 1, 300)),
     )  # fmt: skip
     directory = stack.folder / "bundles" / "orders"
-    content = {"schema": {"tokens": ["action", "status"], "hidden": 16, "core": "gru"}}
+    content = {"schema": {"tokens": ["action", "status"], "hidden": 16, "core": core, "context": 6}}
     digest = write_bundle(directory, content, files, "now")
     promote(directory, digest)
     return digest

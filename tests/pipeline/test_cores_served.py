@@ -1,0 +1,56 @@
+"""A worker serves the cores that have no kernel, by torch, and says so."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from tests.kafka import Stack, WorkerProcess, as_records, shop_events, write_untrained_bundle
+
+JUDGED = {"score", "p_value", "anomaly", "end_surprise", "worst_offset", "contributions"}
+
+
+@pytest.mark.parametrize("core", ["lstm", "transformer"])
+def test_worker_and_file_agree_within_a_tolerance(core: str, stack: Stack) -> None:
+    """Killed once in between, a worker decides on what `offbeat score` does, with scores that differ in last digits."""
+    stack.configure(stream={"model": {"core": core, "hidden": 16, "context": 6}}, device="cpu")
+    write_untrained_bundle(stack, core=core)
+    events = as_records(shop_events(1, 600))
+    stack.produce(events[: len(events) // 2])
+    with WorkerProcess(stack) as worker:
+        stack.wait_until_scored()
+        assert "libtorch" in Path(f"/proc/{worker.process.pid}/maps").read_text()
+        assert [line["runtime"] for line in worker.log() if line["event"] == "stream"] == ["torch-cpu"]
+        stack.produce(events[len(events) // 2 :])
+        worker.kill()
+    with WorkerProcess(stack) as worker:
+        stack.wait_until_scored()
+        assert worker.stop() == 0
+    records = stack.folder / "records.jsonl"
+    stack.write_back(records)
+    stack.run("score", "-s", "orders", "--input", str(records), "--output", "verdicts.jsonl")
+    lines = map(json.loads, (stack.folder / "verdicts.jsonl").read_text().splitlines())
+    expected = {v["id"]: v for v in lines if v.get("ended") != "input"}
+    decisions = stack.read_json("decisions")
+    assert {v["id"] for v in decisions} == expected.keys()
+    for decision in decisions:
+        wanted = expected[decision["id"]]
+        assert decision["score"] == pytest.approx(wanted["score"], abs=1e-3)
+        same = decision.keys() & wanted.keys() - JUDGED
+        assert {k: decision[k] for k in same} == {k: wanted[k] for k in same}
+    anomalies = {v["id"] for v in decisions if v["anomaly"]}
+    assert len(anomalies ^ {v["id"] for v in expected.values() if v["anomaly"]}) < 5
+    assert 0 < len(anomalies) < len(expected)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")
+def test_cuda_asked_for_and_absent_ends_a_worker(stack: Stack) -> None:
+    """With a sentence, before it touches anything."""
+    stack.configure(device="cuda")
+    done = stack.run("worker", check=False)
+    assert done.returncode == 1
+    assert "the config asks for device: cuda, and torch finds no CUDA device" in done.stderr
+    assert "Traceback" not in done.stderr
