@@ -156,7 +156,11 @@ def _content(trained: Trained, seed: int, records: Calibration, sessions: Calibr
         },
         "templates": len(fields.templates.templates),
         "vocabulary": {"digest": fields.vocabulary.digest, "fields": fields.vocabulary.summary()},
-        "calibration": {"records": records.count, "sessions": sessions.count},
+        "calibration": {
+            "records": records.count, "sessions": sessions.count,
+            "vouches_for": {"records": records.smallest_p_value, "sessions": sessions.smallest_p_value},
+            "promise": parts.rate, "supports_promise": records.supports(parts.rate) and sessions.supports(parts.rate),
+        },
         "versions": {name: version(name) for name in ("offbeat", "torch", "numpy", "numba")},
     }  # fmt: skip
 
@@ -176,11 +180,8 @@ def _usual_fields(trained: Trained) -> dict[str, bytes]:
 
 
 def _warnings(records: Calibration, sessions: Calibration, rate: float) -> list[str]:
-    """Say where the data is too little for the promise: a p-value cannot fall below 1 / (1 + held-back scores)."""
-    return [
-        f"{part.count} {what} were held back for calibration, so no {what[:-1]} can reach a p-value below "
-        f"{part.smallest_p_value:.2g}: with the promise of {rate:g} none will ever be an anomaly. Train on about "
-        f"{int(1 / (rate * (1 - LEARN - VALIDATE)))} {what}, or raise promise.false_alarm_rate"
-        for what, part in (("records", records), ("sessions", sessions))
-        if part.smallest_p_value > rate
-    ]
+    """Say where the data is too little for the promise."""
+    doubts = (
+        part.doubt(rate, what, 1 - LEARN - VALIDATE) for what, part in (("records", records), ("sessions", sessions))
+    )
+    return [doubt for doubt in doubts if doubt is not None]

@@ -219,12 +219,7 @@ def pack(
     numbers: NumberBins = NO_NUMBERS,
 ) -> dict[str, bytes]:
     """A bundle's files, from what was learned."""
-    calibration: dict[str, NDArray[Any]] = {}
-    for name, part in (("records", records), ("sessions", sessions)):
-        calibration |= {
-            f"{name}.levels": part.levels, f"{name}.reaching": part.reaching, f"{name}.above": part.above,
-            f"{name}.count": np.array([part.count], np.int64),
-        }  # fmt: skip
+    calibration = records.to_arrays("records") | sessions.to_arrays("sessions")
     return {
         "weights.safetensors": save(dict(sorted(weights.items()))),
         "calibration.safetensors": save(calibration),
@@ -307,10 +302,7 @@ def learned_of(bundle: Bundle, runtime: str = "auto", device: str = "cpu") -> Le
         usual = json.loads(bundle.files.get("schema.json", b"null"))
         weights = load(bundle.files["weights.safetensors"])
         found = load(bundle.files["calibration.safetensors"])
-        records, sessions = (
-            Calibration(found[f"{n}.levels"], found[f"{n}.reaching"], found[f"{n}.above"], int(found[f"{n}.count"][0]))
-            for n in ("records", "sessions")
-        )
+        records, sessions = (Calibration.from_arrays(found, name) for name in ("records", "sessions"))
     except (KeyError, ValueError, SafetensorError) as error:
         message = f"bundle {bundle.digest[:12]} lacks a part ({error}); run `offbeat train --promote`"
         raise BundleError(message) from None

@@ -270,4 +270,8 @@ def judge(score: float, parts: Parts, which: str) -> Verdict:
     above = calibration.above[calibration.levels < score]
     counted = reach[0] if len(reach) else (above[-1] if len(above) else calibration.count)
     p_value = (1.0 + counted) / (1.0 + calibration.count)
+    tail = calibration.tail
+    if tail is not None and score > tail.join:
+        beyond = math.log1p(tail.shape * (float(score) - tail.join) / tail.scale) / tail.shape
+        p_value = max(1e-12, tail.mass * math.exp(-beyond))
     return {"score": float(score), "p_value": p_value, "anomaly": p_value <= parts.rate}

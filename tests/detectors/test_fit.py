@@ -164,11 +164,15 @@ def test_a_vocabulary_of_before_is_served_as_it_was(parts: Parts, learned: Learn
 
 
 def test_too_little_for_the_promise_is_said(fitted: Fit, parts: Parts, events: list[Events]) -> None:
-    """Where the held-back scores cannot reach the promised rate, a warning names what would suffice."""
+    """Where the held-back scores cannot vouch for the promised rate, a warning names what would suffice."""
     assert fitted.warnings == []
+    assert fitted.content["calibration"]["supports_promise"]
     strict = train(replace(parts, rate=1e-6), events)
     assert len(strict.warnings) == 2
-    assert "none will ever be an anomaly" in strict.warnings[0]
+    assert "were held back for calibration" in strict.warnings[0]
+    kept = strict.content["calibration"]
+    assert not kept["supports_promise"]
+    assert 1e-6 < kept["vouches_for"]["records"] < kept["vouches_for"]["sessions"] < 0.1
 
 
 def test_too_few_sessions_are_refused(parts: Parts) -> None:
