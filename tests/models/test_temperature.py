@@ -62,7 +62,7 @@ def test_no_other_temperature_is_better(seed: int, n: int, width: int, scale: fl
 
 
 def test_where_nothing_can_be_fitted() -> None:
-    """No data leave the head as it is; logits that never err are cooled as far as is allowed."""
+    """No data leave a head as it is; one that never errs is cooled as far as is allowed."""
     assert check_head(list).to_json() == {
         "temperature": 1.0, "error_before": 0.0, "error_after": 0.0, "nats_before": 0.0, "nats_after": 0.0,
     }  # fmt: skip
