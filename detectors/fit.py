@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from importlib.metadata import version
 from typing import Any
@@ -17,6 +17,7 @@ from detectors.learned_fields import LearnedFields, learn_fields
 from detectors.parts import Parts, make_runtime, pack
 from detectors.process import process_batch
 from detectors.rows import PartitionState, SessionRows
+from detectors.segments import BySegment, calibrate_segments
 from detectors.splits import LEARN, VALIDATE, Split, split_by_time
 from features.events import Events
 from features.numbers import NumberBins
@@ -63,10 +64,30 @@ class Trained:
 
 @dataclass(frozen=True)
 class HeldBack:
-    """Scores of records and of ended sessions that a model never saw, (n,) and (E,) float32."""
+    """Scores of n records and of E ended sessions that a model never saw, float32.
+
+    `of_records` and `of_sessions` are their segments; both empty where the stream has none.
+    """
 
     records: F32
     sessions: F32
+    of_records: list[str | None]
+    of_sessions: list[str | None]
+
+    def by_segment(self, rate: float) -> tuple[BySegment, BySegment]:
+        """Calibrations of the segments that have enough scores, of records and of sessions."""
+        return (
+            calibrate_segments(self.records, self.of_records, rate),
+            calibrate_segments(self.sessions, self.of_sessions, rate),
+        )
+
+    @classmethod
+    def together(cls, parts: Sequence[HeldBack]) -> HeldBack:
+        """Those of several partitions, or of several models."""
+        return cls(
+            np.concatenate([part.records for part in parts]), np.concatenate([part.sessions for part in parts]),
+            [name for part in parts for name in part.of_records], [name for part in parts for name in part.of_sessions],
+        )  # fmt: skip
 
 
 def fit(
@@ -94,9 +115,12 @@ def fit(
     trained = train_split(read, split, parts, options, on_epoch, clock, buckets)
     held_back = held_back_scores(trained)
     records, sessions = Calibration.learn(held_back.records), Calibration.learn(held_back.sessions)
+    segments = held_back.by_segment(parts.rate)
     fields = trained.fields
-    files = pack(fields.vocabulary, trained.weights, records, sessions, fields.templates, fields.numbers)
+    files = pack(fields.vocabulary, trained.weights, records, sessions, fields.templates, fields.numbers, segments)
     content = _content(trained, seed, records, sessions)
+    if any(segments):
+        content["calibration"]["segments"] = {"records": len(segments[0]), "sessions": len(segments[1])}
     warnings = _warnings(records, sessions, parts.rate)
     return Fit(content, files | _usual_fields(trained), warnings, fields.templates, fields.vocabulary, fields.numbers)
 
@@ -130,16 +154,21 @@ def held_back_scores(trained: Trained) -> HeldBack:
     learned = trained.parts.learned
     assert learned is not None, "vocabulary and bins are known by now"
     parts = replace(trained.parts, learned=replace(learned, model=trained.model))
-    found = [_scores(partition, trained.split.calibrate, parts) for partition in trained.history.partitions]
-    return HeldBack(*map(np.concatenate, zip(*found, strict=True)))
+    return HeldBack.together([_scores(p, trained.split.calibrate, parts) for p in trained.history.partitions])
 
 
-def _scores(partition: Partition, held_back: Chosen, parts: Parts) -> tuple[F32, F32]:
+def _scores(partition: Partition, held_back: Chosen, parts: Parts) -> HeldBack:
     rows = SessionRows.empty(len(partition.events.sessions), parts.shape)
     verdicts, _, _ = process_batch(partition.arrived, rows, PartitionState(0), parts, close_all=True)
     ends = verdicts.ends.operation
     counted = held_back[partition.session[ends]] & (verdicts.walk.kind[ends] != END_INPUT)
-    return verdicts.score[partition.records(held_back)], verdicts.ends.score[counted]
+    records = partition.records(held_back)
+    of_records: list[str | None] = []
+    of_sessions: list[str | None] = []
+    if (segments := verdicts.events.segments) is not None:
+        of_records = [segments[i] for i in records.tolist()]
+        of_sessions = [verdicts.ends.segment[e] for e in np.flatnonzero(counted).tolist()]
+    return HeldBack(verdicts.score[records], verdicts.ends.score[counted], of_records, of_sessions)
 
 
 def _content(trained: Trained, seed: int, records: Calibration, sessions: Calibration) -> dict[str, Any]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
 
@@ -18,6 +18,7 @@ from detectors.half_space_trees import Trees
 from detectors.online import ONLINE, OnlineRules
 from detectors.rows import RowShape
 from detectors.schema_watch import SchemaWatch
+from detectors.segments import BySegment, segment_arrays, segments_of
 from features.events import Events
 from features.measures import SEASONS, NumberRules, seasons
 from features.numbers import Names, NumberBins, NumberEncoder
@@ -55,6 +56,8 @@ class Learned:
         Of the features it was trained with (features/certificate.py); None where the bundle has none.
     usual
         What `detectors.schema_watch` takes for usual; None where the bundle does not say it.
+    segment_records, segment_sessions
+        Calibrations of segments that have their own.
     number
         64 bits of the digest, the mark in each session row this bundle wrote.
     """
@@ -69,6 +72,8 @@ class Learned:
     numbers: NumberBins = NO_NUMBERS
     seasonal: tuple[str, ...] = ()
     usual: dict[str, float] | None = None
+    segment_records: BySegment = field(default_factory=dict)
+    segment_sessions: BySegment = field(default_factory=dict)
 
     @property
     def runtime(self) -> Runtime | LinearRuntime:
@@ -217,9 +222,10 @@ def pack(
     sessions: Calibration,
     templates: Templates = NO_TEMPLATES,
     numbers: NumberBins = NO_NUMBERS,
+    segments: tuple[BySegment, BySegment] = ({}, {}),
 ) -> dict[str, bytes]:
-    """A bundle's files, from what was learned."""
-    calibration = records.to_arrays("records") | sessions.to_arrays("sessions")
+    """A bundle's files, from what was learned; of segments those of records and of sessions."""
+    calibration = records.to_arrays("records") | sessions.to_arrays("sessions") | segment_arrays(*segments)
     return {
         "weights.safetensors": save(dict(sorted(weights.items()))),
         "calibration.safetensors": save(calibration),
@@ -303,13 +309,16 @@ def learned_of(bundle: Bundle, runtime: str = "auto", device: str = "cpu") -> Le
         weights = load(bundle.files["weights.safetensors"])
         found = load(bundle.files["calibration.safetensors"])
         records, sessions = (Calibration.from_arrays(found, name) for name in ("records", "sessions"))
+        segments = segments_of(found)
     except (KeyError, ValueError, SafetensorError) as error:
         message = f"bundle {bundle.digest[:12]} lacks a part ({error}); run `offbeat train --promote`"
         raise BundleError(message) from None
     sizes, inputs = (*vocabulary.sizes, *bins.sizes), _input_sizes(seasonal)
     spec = ModelSpec(schema["core"], schema["hidden"], sizes, inputs, schema.get("context", NO_WINDOW))
     model = make_runtime(spec, weights, len(vocabulary.sizes), runtime, device)
-    return Learned(bundle.digest, vocabulary, model, records, sessions, templates, certificate, bins, seasonal, usual)
+    return Learned(
+        bundle.digest, vocabulary, model, records, sessions, templates, certificate, bins, seasonal, usual, *segments
+    )
 
 
 def make_runtime(

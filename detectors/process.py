@@ -16,12 +16,14 @@ from numpy.typing import NDArray
 from detectors.intake import Intake, take_in
 from detectors.parts import Learned, Parts
 from detectors.rows import NO_BUNDLE, NO_OFFSET, PartitionState, SessionRows, remember
+from detectors.segments import follow_segments, segment_p_values
 from detectors.warming_up import score_warming_up, without_bundle
 from features.events import Events
 from features.measures import measure
 from features.sessions import Walk, log_gaps, walk_sessions
 from models.runtime import F32
 
+Segments = Sequence[str | None]
 Counters = Sequence[Any]  # their state: (S, C) last values, and when that was
 
 OK, WARMING_UP = "ok", "warming_up"
@@ -43,6 +45,8 @@ class SessionEnds:
         (E,) largest record score, where it was, and the offset of the last record.
     confidence
         (E,) float64: as of records, at the session's last one.
+    segment
+        E names of the sessions' segments, or None.
     """
 
     operation: NDArray[np.intp]
@@ -54,6 +58,7 @@ class SessionEnds:
     worst_offset: NDArray[np.int64]
     last_offset: NDArray[np.int64]
     confidence: NDArray[np.float64]
+    segment: list[str | None]
 
 
 @dataclass(frozen=True)
@@ -151,7 +156,8 @@ def process_batch(
         surprise, hidden = online.surprise, online.hidden
     score = _sum_fields(surprise)
 
-    after = _after(rows, intake, walk, hidden, counters)
+    ended_segments, segment = follow_segments(walk, events.segments, rows.segment)
+    after = _after(rows, intake, walk, hidden, counters, segment)
     m = len(walk.kind)
     worst, worst_offset, last_offset = np.empty(m, np.float32), np.empty(m, np.int64), np.empty(m, np.int64)
     remember(
@@ -165,7 +171,7 @@ def process_batch(
     end_score = np.where(
         np.isnan(end_surprise[ended]), _known(worst[ended]), np.maximum(worst[ended], end_surprise[ended])
     )
-    p_value, end_p_value = _p_values(score, end_score, learned)
+    p_value, end_p_value = _p_values(score, events.segments, end_score, ended_segments, learned)
     confidence, end_confidence = np.full(len(score), np.nan), np.full(len(ended), np.nan)
     if online is not None:
         p_value, end_p_value = online.p_value, online.end_p_value[ended]
@@ -175,7 +181,7 @@ def process_batch(
         (p_value <= parts.rate) & ~walk.is_late, confidence, *_unknown_and_rare(ids, parts), states,
         SessionEnds(
             ended, end_score, end_p_value, end_p_value <= parts.rate, end_surprise[ended],
-            worst[ended], worst_offset[ended], last_offset[ended], end_confidence,
+            worst[ended], worst_offset[ended], last_offset[ended], end_confidence, ended_segments,
         ),
         intake, intake.ordered.seen_at + parts.rules.reorder_ms - events.time_ms,
     )  # fmt: skip
@@ -183,12 +189,15 @@ def process_batch(
     return verdicts, after, partition.advance(arrived.next_offset, watermark_ms, len(arrived), learned_online)
 
 
-def _after(rows: SessionRows, intake: Intake, walk: Walk, hidden: F32, counters: Counters) -> SessionRows:
+def _after(
+    rows: SessionRows, intake: Intake, walk: Walk, hidden: F32, counters: Counters, segment: NDArray[Any]
+) -> SessionRows:  # fmt: skip
     """The rows, but for what `remember` writes."""
     clocks = walk.clocks
     after = replace(
         rows.copy(), hidden=hidden, events=clocks.events, first_ms=clocks.first_ms, last_ms=clocks.last_ms,
         held=intake.ordered.held, windows=intake.windows, counter_value=counters[0], counter_ms=counters[1],
+        segment=segment,
     )  # fmt: skip
     for row in np.flatnonzero((after.events == 0) & after.holds_back).tolist():
         after.first_ms[row] = after.last_ms[row] = after.wait_until_ms(row)
@@ -229,10 +238,13 @@ def _sum_fields(surprise: F32) -> F32:
     return total
 
 
-def _p_values(score: F32, end_score: F32, learned: Learned | None) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+def _p_values(
+    score: F32, segments: Segments | None, end_score: F32, ended_segments: Segments, learned: Learned | None
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     if learned is None:
         return np.full(len(score), np.nan), np.full(len(end_score), np.nan)
-    return learned.records.p_values(score), learned.sessions.p_values(end_score)
+    records = segment_p_values(score, segments, learned.records, learned.segment_records)
+    return records, segment_p_values(end_score, ended_segments, learned.sessions, learned.segment_sessions)
 
 
 def rebuild_stale(rows: SessionRows, parts: Parts) -> SessionRows:

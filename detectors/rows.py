@@ -46,6 +46,8 @@ class SessionRows:
     windows
         (S,) bytes: samples of windows that are open (features/windows.py). A row that holds either is open, without any
         event too; then `first_ms` and `last_ms` are when something can become due.
+    segment
+        (S,) bytes: UTF-8 name of the session's segment, that of its first event (detectors/segments.py).
     """
 
     events: NDArray[np.int64]
@@ -63,6 +65,7 @@ class SessionRows:
     counter_ms: NDArray[np.int64]
     held: NDArray[Any]
     windows: NDArray[Any]
+    segment: NDArray[Any]
 
     @classmethod
     def empty(cls, count: int, shape: RowShape) -> SessionRows:
@@ -74,6 +77,7 @@ class SessionRows:
         rows.applied.fill(NO_OFFSET)
         rows.held.fill(NOTHING_HELD)
         rows.windows.fill(NO_WINDOWS)
+        rows.segment.fill(b"")
         return rows
 
     def __len__(self) -> int:
@@ -130,7 +134,7 @@ class SessionRows:
 DTYPES: dict[str, str] = {
     "events": "<i8", "first_ms": "<i8", "last_ms": "<i8", "applied": "<i8", "worst": "<f4", "worst_offset": "<i8",
     "bundle": "<u8", "hidden": "<f4", "context_ms": "<i8", "context_tokens": "<u8",
-    "context_numbers": "<f4", "counter_value": "<f8", "counter_ms": "<i8", "held": "O", "windows": "O",
+    "context_numbers": "<f4", "counter_value": "<f8", "counter_ms": "<i8", "held": "O", "windows": "O", "segment": "O",
 }  # fmt: skip
 
 

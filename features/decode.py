@@ -85,6 +85,8 @@ class Decoder:
     masker
         Masks sessions, tokens and messages before anything else sees them; with any rule, nothing of a record that is
         set aside is kept but the reason.
+    segment
+        Path of the field that names an event's segment, read as a token is; an empty text names none.
     numbers
         Paths of the number fields of wide records; see `features.number_columns.read_numbers` for what they may hold.
     named
@@ -103,7 +105,7 @@ class Decoder:
         read_messages: Callable[[Sequence[str | None]], ReadMessages] | None = None,
         text: LineReader | None = None, event_id: str | None = None, max_ahead_ms: int | None = None,
         masker: Masker = NO_MASK, numbers: Sequence[str] = (), named: tuple[str, str] | None = None,
-        of_exports: bool = False,
+        of_exports: bool = False, segment: str | None = None,
     ) -> None:  # fmt: skip
         kinds: dict[Path, Kinds] = {}
 
@@ -114,6 +116,7 @@ class Decoder:
 
         ends = [(field(path, ANY), value) for path, value in end_when.items()]
         columns = [(path, field(path, _TOKEN)) for path in tokens]
+        part = None if segment is None else field(segment, _TOKEN)
         measures = [(path, field(path, NUMBER)) for path in _number_paths(numbers, named, kinds)]
         said = None if message is None else field(message, _MESSAGE)
         named_by = [session] if isinstance(session, str) else list(session)
@@ -131,6 +134,8 @@ class Decoder:
         self._mask_id = None if event_id is None else masker.of(event_id)
         self._tokens = [(name, fields.column(path)) for name, path in columns]
         self._numbers = [(name, fields.column(path)) for name, path in measures]
+        self._segment = None if part is None or segment is None else (segment, fields.column(part))
+        self._mask_segment = None if segment is None else masker.of(segment)
         self._message = None if said is None else fields.column(said)
         self._is_masked = bool(masker)
         self._mask_session = name_masker(masker, named_by)
@@ -163,6 +168,8 @@ class Decoder:
         events = replace(events, rejects=rejects, tombstones=tombstones, next_offset=next_offset)
         # Only now, so that each record is masked once, and its message counted once.
         events = self._masked(events) if self._is_masked else events
+        if events.segments is not None:  # an empty one is none
+            events = replace(events, segments=[segment or None for segment in events.segments])
         if events.messages is None:
             return events
         texts, numbers = self._read_messages(events.messages)
@@ -204,6 +211,7 @@ class Decoder:
         numbers, infinite = read_numbers([(name, read(events)) for name, read in self._numbers], len(events))
         session, sessions = self._sessions(records, events, check_key=check_key)
         tokens = [_texts(name, read(events)) for name, read in self._tokens]
+        segments = None if self._segment is None else _texts(self._segment[0], self._segment[1](events))
         messages = None if self._message is None else self._message(events)
         times, without_time = self._times(records, events)
         times, ahead = self._believable(times, records)
@@ -211,6 +219,7 @@ class Decoder:
             np.array(index, np.int32), np.array([record.offset for record in records], np.int64),
             times, session, sessions, tokens, self._is_end(events), [], 0, None, messages,
             numbers, infinite, None if self._id is None else self._ids(self._id(events)), without_time, ahead,
+            segments=segments,
         )  # fmt: skip
 
     def _masked(self, events: Events) -> Events:
@@ -222,6 +231,7 @@ class Decoder:
             sessions=sessions,
             tokens=[_masked(column, way) for column, way in zip(events.tokens, self._mask_tokens, strict=True)],
             messages=None if events.messages is None else _masked(events.messages, self._mask_message),
+            segments=None if events.segments is None else _masked(events.segments, self._mask_segment),
             rejects=[
                 Reject(r.index, type(r.error)(r.error.in_general, r.error.at), is_private=True, offset=r.offset)
                 for r in events.rejects

@@ -27,7 +27,7 @@ _TIME_BYTES = 8
 
 
 class HeldEvent(NamedTuple):
-    """One event as it waits; they sort by time, those of one time by offset."""
+    """One event as it waits; they sort by time, those of one time by offset. Its segment is the last of its tokens."""
 
     time_ms: int
     offset: int
@@ -184,7 +184,8 @@ def _order(event: HeldEvent) -> tuple[int, int]:
 def _each(events: Events) -> list[HeldEvent]:
     """The events one by one."""
     messages = [None] * len(events) if events.messages is None else events.messages
-    tokens = list(map(list, zip(*events.tokens, strict=True))) if events.tokens else [[] for _ in range(len(events))]
+    texts = events.texts
+    tokens = list(map(list, zip(*texts, strict=True))) if texts else [[] for _ in range(len(events))]
     columns = events.time_ms.tolist(), events.offsets.tolist(), events.ends.tolist(), tokens, messages
     return list(map(HeldEvent, *columns, events.numbers.tolist()))
 
@@ -197,7 +198,7 @@ def _as_columns(given: Events, index: NDArray[np.int32], session: Sequence[int],
         offsets=np.array([e.offset for e in events], np.int64),
         time_ms=np.array([e.time_ms for e in events], np.int64),
         session=np.array(session, np.int32),
-        tokens=[[e.tokens[f] for e in events] for f in range(len(given.tokens))],
+        **given.columns_of([[e.tokens[f] for e in events] for f in range(len(given.texts))]),
         ends=np.array([e.is_end for e in events], np.bool_),
         messages=None if given.messages is None else [e.message for e in events],
         numbers=np.array([e.numbers for e in events], np.float64).reshape(len(events), given.numbers.shape[1]),

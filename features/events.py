@@ -73,6 +73,8 @@ class Events:
         (n,) stable hashes of the events' ids (features/duplicates.py), where the stream has such; else None.
     windows
         (n,) int64: of events that stand for windows of samples, when each window ends; else None.
+    segments
+        n texts (or None) of the field that names an event's segment, where the stream has one; else None.
     without_time, ahead
         How many events have Kafka's timestamp because their own time is absent, or was too far ahead of it.
     """
@@ -94,6 +96,7 @@ class Events:
     without_time: int = 0
     ahead: int = 0
     windows: NDArray[np.int64] | None = None
+    segments: list[str | None] | None = None
 
     def __post_init__(self) -> None:
         if len(self.numbers) != len(self.offsets):  # where nobody gave any
@@ -102,12 +105,21 @@ class Events:
     def __len__(self) -> int:
         return len(self.offsets)
 
+    @property
+    def texts(self) -> list[list[str | None]]:
+        """What events say in columns of text: tokens, and after them segments, where the stream has such."""
+        return self.tokens if self.segments is None else [*self.tokens, self.segments]
+
+    def columns_of(self, texts: list[list[str | None]]) -> dict[str, Any]:
+        """Columns like `texts`, by the names they have here."""
+        return {"tokens": texts} if self.segments is None else {"tokens": texts[:-1], "segments": texts[-1]}
+
     def take(self, chosen: NDArray[np.intp]) -> Events:
         """Some of the events, in the order given; all else as it is."""
         at = chosen.tolist()
         return replace(
             self, index=self.index[chosen], offsets=self.offsets[chosen], time_ms=self.time_ms[chosen],
-            session=self.session[chosen], tokens=[[column[i] for i in at] for column in self.tokens],
+            session=self.session[chosen], **self.columns_of([[column[i] for i in at] for column in self.texts]),
             ends=self.ends[chosen], messages=None if self.messages is None else [self.messages[i] for i in at],
             ids=None if self.ids is None else self.ids[chosen], numbers=self.numbers[chosen],
             windows=None if self.windows is None else self.windows[chosen],

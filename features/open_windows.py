@@ -94,7 +94,7 @@ class Memory:
     kept
         Samples of windows that were open before.
     given, tokens, arrived
-        Token columns of the slice's samples, tokens of each kept sample that has any, and how many the slice's are.
+        Columns of text of the slice's samples, tokens of each kept sample that has any, and how many the slice's are.
     touched
         (S,) bool: rows that the slice may change; the others' bytes stay.
     mark_ms, newest_ms
@@ -124,7 +124,7 @@ class Memory:
         touched[read] = True
         kept = [_decode(packed[row][_PREFIX_BYTES:]) for row in read]
         memory = cls(
-            _samples(read, kept, len(events), events.numbers.shape[1]), events.tokens,
+            _samples(read, kept, len(events), events.numbers.shape[1]), events.texts,
             [tokens for k in kept for tokens in k.tokens], len(events), touched, np.full(rows, NO_MS),
             np.full(rows, NO_MS), np.full((rows, counters), np.nan), np.zeros((rows, counters), np.int64),
         )  # fmt: skip

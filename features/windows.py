@@ -343,7 +343,7 @@ class _Closing:
         events = replace(
             ordered.events, index=np.append(index, index[-1:] if len(index) else np.int32(-1))[seen[order]],
             offsets=s.offset[last[order]], time_ms=time_ms, session=s.session[last[order]].astype(np.int32),
-            tokens=[[tokens[f] for tokens in said] for f in range(len(ordered.events.tokens))],
+            **ordered.events.columns_of([[texts[f] for texts in said] for f in range(len(ordered.events.texts))]),
             ends=(finishes(episode) & is_end[episode])[order], numbers=self._numbers(windows)[order],
             messages=None, ids=None, windows=windows.end_ms[order],
         )  # fmt: skip

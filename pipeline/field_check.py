@@ -30,7 +30,7 @@ def check_fields(partitions: Iterable[Iterable[Record]], stream: StreamSettings)
     """
     by = [field for field in stream.session.fields if field != "@key"]
     names = [*stream.fields, *stream.session.end_when, *by]
-    names += [] if stream.time is None else [stream.time]
+    names += [field for field in (stream.time, stream.segment) if field is not None]
     read: Callable[[bytes], Any] = LineReader(stream.pattern).read if stream.format == "text" else orjson.loads
 
     def events() -> Iterator[Any]:

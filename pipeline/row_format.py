@@ -1,9 +1,9 @@
 """Session rows as bytes: a fixed-width head, a tagged tail, a checksum. Format version 2; version 1 is read too.
 
 Little endian. Head: magic "OB", version, token fields F (u8 each); hidden size H, context W, numbers N, counters C (u16
-each); then the columns of `detectors.rows.SessionRows` in order, but for the last two. Tail: its length (u32), then
-parts of tag (u8), length (u32) and bytes: 1 is `held`, 2 is `windows`; parts of later releases are skipped. Last:
-CRC-32 of all before it (u32). Version 1 had neither numbers nor counters nor anything in its tail.
+each); then the columns of `detectors.rows.SessionRows` in order, but for the last three. Tail: its length (u32), then
+parts of tag (u8), length (u32) and bytes: 1 is `held`, 2 is `windows`, 3 is `segment`; parts of later releases are
+skipped. Last: CRC-32 of all before it (u32). Version 1 had neither numbers nor counters nor anything in its tail.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from pipeline.errors import DamagedStateError, StateError
 VERSION = 2
 _LEAST = {1: 8 + 4, 2: 12 + 4}  # by version: what tells version and shape, and the checksum
 MAGIC = int.from_bytes(b"OB", "little")
-_TAGS = {"held": 1, "windows": 2}  # columns of bytes, in the tail
+_TAGS = {"held": 1, "windows": 2, "segment": 3}  # columns of bytes, in the tail
 _COLUMNS = [f.name for f in fields(SessionRows) if f.name not in _TAGS]
 _SINCE_2 = {"context_numbers", "counter_value", "counter_ms"}
 _SIZES = {1: ("hidden", "context"), 2: ("hidden", "context", "numbers", "counters")}

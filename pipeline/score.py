@@ -169,7 +169,8 @@ class Scorer:
     def _unscored(self, line: Line, status: str) -> Json:
         return {
             "type": "record", "id": message_id(self._name, line.place, line.offset, "record"), "line": line.number,
-            "session": None, "time_ms": None, "score": None, "p_value": None, "anomaly": False, "confidence": None,
+            "session": None, "segment": None, "time_ms": None, "score": None, "p_value": None, "anomaly": False,
+            "confidence": None,
             "status": status,
         }  # fmt: skip
 

@@ -47,7 +47,7 @@ def make_decoder(
         read_messages=read_messages, text=_line_reader(stream), masker=_masker(settings, name),
         event_id=stream.duplicates.id, max_ahead_ms=stream.late.max_ahead,
         numbers=stream.wide_numbers, named=stream.named_number,
-        of_exports=stream.format == "otlp_metrics",
+        of_exports=stream.format == "otlp_metrics", segment=stream.segment,
     )  # fmt: skip
 
 
@@ -255,6 +255,8 @@ def _reading(settings: Settings, name: str) -> dict[str, Any]:
         parts["text"] = stream.pattern
     if stream.format == "otlp_metrics":
         parts["format"] = stream.format
+    if stream.segment is not None:
+        parts["segment"] = stream.segment
     if stream.mask:
         example = _masker(settings, name).value  # hashes depend on the secret
         parts["mask"] = {"rules": stream.mask, "example": [example(path, "example") for path in stream.mask_rules]}

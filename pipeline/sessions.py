@@ -70,6 +70,7 @@ def describe(session: str, written: Written, changelog: str, parts: Parts, bundl
         "stream": parts.stream,
         "session": session,
         "open": True,
+        "segment": rows.segment[0].decode() or None,
         "events": int(rows.events[0]),
         "waiting": len(unpack_held(rows.held[0])),
         "first_ms": int(rows.first_ms[0]) if rows.events[0] else None,
@@ -97,6 +98,8 @@ def in_words(described: Json) -> Iterator[str]:
     yield f"Session {described['session']} of stream {described['stream']} is open."
     events = f"{described['events']:,}, at {described['max_events']:,} it is ended{waiting}"
     worst_at = "" if worst is None or worst["offset"] is None else f" at {place}/{worst['offset']}"
+    if described["segment"] is not None:
+        yield f"  {'segment':<14}{described['segment']}"
     for label, text in {
         "events": events,
         "first event": _moment(described["first_ms"]),

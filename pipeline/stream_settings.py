@@ -267,6 +267,12 @@ class StreamSettings(Section):
     window: WindowSettings = WindowSettings()
     late: LateSettings = LateSettings()
     duplicates: DuplicateSettings = DuplicateSettings()
+    segment: str | None = Field(
+        None,
+        description="Field whose values, such as services, have calibrations of their own: a record's p-value is then "
+        "how rare it is in its segment, a session's in that of its first event. A value has one where training held "
+        "back as many of its scores as the promise needs, and at least 500; all others share the stream's.",
+    )
     model: ModelSettings = ModelSettings()
     promise: PromiseSettings = PromiseSettings()
 
@@ -313,6 +319,7 @@ class StreamSettings(Section):
         Decoder(
             self.session.by, self.time, self.token_fields, self.session.end_when, self.message, text=text,
             event_id=self.duplicates.id, numbers=self.wide_numbers, named=self.named_number,
+            segment=self.segment,
         )  # fmt: skip
         if self.late.send and self.late.allowed is None:
             message = "late.send needs late.allowed, which tells what is late; 0s: all that is behind its session"
@@ -334,6 +341,9 @@ class StreamSettings(Section):
             taken.update(map(parse_path, self.session.fields))
         numbers = [parse_path(path) for path in self.number_fields]
         for path, parsed in zip(self.number_fields, numbers, strict=True):
+            if self.segment is not None and parsed == parse_path(self.segment):
+                message = f"{path} is a number and also the segment; let it be one of them"
+                raise ValueError(message)
             if parsed in taken:
                 message = f"{path} is a number and also a token, the message or the session; let it be one of them"
                 raise ValueError(message)
@@ -374,9 +384,10 @@ class StreamSettings(Section):
         if self.session.max_duration is not None and self.session.max_duration < rules.size_ms:
             message = "session.max_duration is shorter than a window, so each would be a session; lengthen it"
             raise ValueError(message)
-        if rules.overlap * len(self.tokens) > _MOST_WINDOW_TOKENS:
+        texts = len(self.tokens) + (self.segment is not None)
+        if rules.overlap * texts > _MOST_WINDOW_TOKENS:
             message = (
-                f"each sample is in {rules.overlap} windows, with {len(self.tokens)} tokens kept for each: more than a "
+                f"each sample is in {rules.overlap} windows, with {texts} tokens kept for each: more than a "
                 "session's row can hold; make window.every longer, or leave out tokens"
             )
             raise ValueError(message)
@@ -455,7 +466,8 @@ class StreamSettings(Section):
                 "them with the session as key"
             )
             raise ValueError(message)
-        kept = [*self.session.fields, *self.fields, *([] if self.duplicates.id is None else [self.duplicates.id])]
+        others = [field for field in (self.duplicates.id, self.segment) if field is not None]
+        kept = [*self.session.fields, *self.fields, *others]
         over = {path: covering(rules, path) for path in kept}
         for path in rules.keys() - set(over.values()):
             message = (

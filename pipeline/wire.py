@@ -20,6 +20,13 @@ Confidence = Annotated[
     ),
 ]  # fmt: skip
 TimeMs = Annotated[int, Field(ge=0, description="Event time, milliseconds since 1970 (UTC).")]
+Segment = Annotated[
+    str | None,
+    Field(
+        description="What the record's `segment` field held, of a session its first record's; null where the stream "
+        "has no such field, or the record has none."
+    ),
+]
 Ended = Annotated[
     Literal["event", "gap", "limit", "input"],
     Field(
@@ -82,6 +89,7 @@ class RecordDecision(_Message):
     )
     stream: str
     session: str
+    segment: Segment
     time_ms: TimeMs
     score: Score
     p_value: PValue
@@ -102,6 +110,7 @@ class SessionDecision(_Message):
     )
     stream: str
     session: str
+    segment: Segment
     time_ms: TimeMs = Field(description="Time of the session's last event.")
     first_ms: TimeMs
     events: int = Field(ge=1)
@@ -117,6 +126,7 @@ class _Anomaly(_Message):
     id: str = Field(description="As the decision's. Deliveries may repeat after a crash: drop ids you have seen.")
     stream: str
     session: str
+    segment: Segment
     time_ms: TimeMs
     score: float
     p_value: float

@@ -19,7 +19,7 @@ from detectors.rows import RowShape
 from features.measures import SEASONS, NumberRules
 from features.numbers import NumberBins
 from features.sessions import SessionRules
-from features.tokens import TokenEncoder, Vocabulary
+from features.tokens import TokenEncoder, Vocabulary, stable_hash
 from models.autoregression import Autoregression
 from models.linear import LinearRuntime
 from models.runtime import GruKernel
@@ -60,6 +60,14 @@ def make_learned(
         Calibration.learn(rng.gamma(4, 1, 400)), Calibration.learn(rng.gamma(9, 1, 200)),
         numbers=numbers, seasonal=seasonal,
     )  # fmt: skip
+
+
+def with_segments(learned: Learned) -> Learned:
+    """The same with calibrations of two segments' own, one of them of records alone."""
+    rng = np.random.default_rng(9)
+    north, south = (Calibration.learn(rng.gamma(shape, 1, count)) for shape, count in ((3, 130), (6, 40)))
+    own = {stable_hash("north"): north, stable_hash("süd"): south}
+    return replace(learned, segment_records=own, segment_sessions={stable_hash("north"): south})
 
 
 def make_number_parts(kind: str, seed: int = 0) -> Parts:
@@ -120,11 +128,13 @@ def parts(learned: Learned) -> Parts:
     )  # fmt: skip
 
 
-@pytest.fixture(params=["tokens", "wide", "named", "parameters", "linear"])
-def any_parts(request: pytest.FixtureRequest, parts: Parts) -> Parts:
-    """Parts of a stream without numbers, with a field for each, with one named number, with numbers in messages."""
+@pytest.fixture(params=["tokens", "wide", "named", "parameters", "linear", "segments"])
+def any_parts(request: pytest.FixtureRequest, parts: Parts, learned: Learned) -> Parts:
+    """Parts of a stream of tokens, with numbers of three sorts, and with segments."""
     if request.param == "linear":
         return make_linear_parts()
+    if request.param == "segments":
+        return replace(parts, learned=with_segments(learned))
     return parts if request.param == "tokens" else make_number_parts(request.param)
 
 

@@ -25,6 +25,7 @@ class Event:
     is_end: bool
     id: str | None = None
     numbers: tuple[float, ...] = ()
+    segment: str | None = None
 
 
 @dataclass
@@ -41,6 +42,7 @@ class Row:
     context: list[tuple[int, tuple[int, ...], tuple[float, ...]]] = field(default_factory=list)
     counters: dict[str, tuple[float, int]] = field(default_factory=dict)  # last value of each, and when that was
     online: Session = field(default_factory=Session)
+    segment: str | None = None  # its first event's
 
 
 @dataclass
@@ -118,7 +120,7 @@ def take(event: Event, watermark: int, partition: Partition, parts: Parts) -> li
     row = partition.rows.get(name)
     opens = row is None
     if row is None:
-        row = Row(np.zeros(parts.shape.hidden, np.float32), first_ms=event.time_ms)
+        row = Row(np.zeros(parts.shape.hidden, np.float32), first_ms=event.time_ms, segment=event.segment)
     late = False
     if rules.allowed_ms is not None:
         oldest = watermark - min(rules.gap_ms, rules.max_duration_ms) if opens else row.last_ms - rules.allowed_ms
@@ -126,8 +128,8 @@ def take(event: Event, watermark: int, partition: Partition, parts: Parts) -> li
     gap_ms = 0 if opens or late else max(0, event.time_ms - row.last_ms)
     measures = measures_of(event, {} if late else row.counters, parts)
     score, hidden = score_of(event, measures, row.hidden, gap_ms, parts, opens=opens)
-    decided = {"kind": "record", "offset": event.offset, "session": name, "late": late}
-    judged = judge(score, parts, "records")
+    decided = {"kind": "record", "offset": event.offset, "session": name, "late": late, "segment": event.segment}
+    judged = judge(score, parts, "records", event.segment)
     if parts.learns_online:
         judged = partition.online.score_one(event.tokens, measures, row.online, parts, learns=not late)
         score = math.nan if judged["score"] is None else np.float32(judged["score"])
@@ -249,23 +251,25 @@ def end_session(name: str, how: str, partition: Partition, parts: Parts) -> Verd
             nothing.reshape(0, parts.shape.fields), nothing.astype(np.float32), row.hidden[None],
         )  # fmt: skip
         score = max(row.worst, scores.end_surprise[0])
-    judged = judge(score, parts, "sessions")
+    judged = judge(score, parts, "sessions", row.segment)
     if row.online.smallest_p:
         p_value = min(1.0, row.events * row.online.smallest_p)
         judged = {"score": float(row.worst), "p_value": p_value, "anomaly": p_value <= parts.rate}
         judged |= {"confidence": row.online.confidence}
     return {
         "kind": "session", "offset": row.applied, "session": name, "ended": how, "events": row.events,
-        "first_ms": row.first_ms, "last_ms": row.last_ms, "worst_offset": row.worst_offset,
+        "first_ms": row.first_ms, "last_ms": row.last_ms, "worst_offset": row.worst_offset, "segment": row.segment,
         **judged,
     }  # fmt: skip
 
 
-def judge(score: float, parts: Parts, which: str) -> Verdict:
-    """Score to p-value to anomaly, by counting."""
+def judge(score: float, parts: Parts, which: str, segment: str | None) -> Verdict:
+    """Score to p-value to anomaly, by counting, and by the tail where counting ends."""
     if parts.learned is None:
         return {"score": None, "p_value": None, "anomaly": False}
     calibration = getattr(parts.learned, which)
+    if segment is not None:
+        calibration = getattr(parts.learned, f"segment_{which}").get(stable_hash(segment), calibration)
     reach = calibration.reaching[calibration.levels == score]
     above = calibration.above[calibration.levels < score]
     counted = reach[0] if len(reach) else (above[-1] if len(above) else calibration.count)

@@ -122,7 +122,7 @@ def _decision(verdict: dict[str, Any], place: str, time_ms: int) -> dict[str, An
     content = {
         "type": verdict["kind"], "id": f"{place}/{verdict['offset']}/{verdict['kind']}", "stream": STREAM,
         "time_ms": time_ms, "status": "ok", "confidence": None,
-    } | {name: verdict[name] for name in ("session", "score", "p_value")}  # fmt: skip
+    } | {name: verdict[name] for name in ("session", "segment", "score", "p_value")}  # fmt: skip
     content["anomaly"] = bool(verdict["anomaly"])
     if verdict["kind"] == "session":
         content |= {name: verdict[name] for name in ("ended", "events", "first_ms")} | {"time_ms": verdict["last_ms"]}
@@ -139,6 +139,7 @@ def _dead_letter(identity: str, reason: str, topic: str, number: int, offset: in
 def _saved(row: Row, bundle: int) -> dict[str, Any]:
     """A naive row as a saved one is read."""
     return {
+        "segment": row.segment,
         "events": row.events, "first_ms": row.first_ms, "last_ms": row.last_ms, "applied": row.applied,
         "worst": struct.pack("<f", row.worst), "worst_offset": row.worst_offset, "bundle": bundle,
         "hidden": row.hidden.astype("<f4").tobytes(), "beyond": [],

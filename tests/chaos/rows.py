@@ -19,12 +19,13 @@ def read_session(value: bytes) -> dict[str, Any]:
     Raises
     ------
     ValueError
-        It is no whole row of version 2. Numbers, counters and what waits are not read: a storm's stream has none.
+        It is no whole row of version 2. Numbers, counters and what waits are not read: a storm's stream has none; of
+        the tail's parts only the third, the segment.
     """
     if crc32(value[:-4]) != int.from_bytes(value[-4:], "little"):
         message = "its checksum differs"
         raise ValueError(message)
-    magic, version, fields, hidden, context, _, _ = _HEAD.unpack_from(value)
+    magic, version, fields, hidden, context, numbers, counters = _HEAD.unpack_from(value)
     if (magic, version) != (b"OB", 2):
         message = f"it begins with {magic!r} and version {version}"
         raise ValueError(message)
@@ -33,16 +34,26 @@ def read_session(value: bytes) -> dict[str, Any]:
     at += _COLUMNS.size
     state, at = value[at : at + 4 * hidden], at + 4 * hidden
     times, at = struct.unpack_from(f"<{context}q", value, at), at + 8 * context
-    tokens = struct.unpack_from(f"<{context * fields}Q", value, at)
+    tokens, at = struct.unpack_from(f"<{context * fields}Q", value, at), at + 8 * context * fields
+    at += 4 * context * numbers + 16 * counters
     places = list(zip(times, zip(*[iter(tokens)] * fields, strict=True), strict=True))
     # Event k stands at k modulo the width.
     known = [k % context for k in range(max(0, events - context), events)]
     return {
+        "segment": _tail(value[at + 4 : -4]).get(3, b"").decode() or None,
         "events": events, "first_ms": first_ms, "last_ms": last_ms, "applied": applied, "worst": worst,
         "worst_offset": worst_offset, "bundle": bundle, "hidden": state,
         "context": [places[k] for k in known],
         "beyond": [place for k, place in enumerate(places) if k not in known and place != (0, (0,) * fields)],
     }  # fmt: skip
+
+
+def _tail(tail: bytes) -> dict[int, bytes]:
+    """Its parts by tag."""
+    if not tail:
+        return {}
+    tag, length = struct.unpack_from("<BI", tail)
+    return {tag: tail[5 : 5 + length]} | _tail(tail[5 + length :])
 
 
 def read_partition(saved: Mapping[bytes, bytes]) -> dict[str, int]:

@@ -24,7 +24,7 @@ from features.windows import WindowRules, window_columns
 from pipeline.row_format import RowFormat
 from pipeline.slices import process_slice
 from pipeline.store import RowStore
-from tests.conftest import make_learned, make_number_parts
+from tests.conftest import make_learned, make_number_parts, with_segments
 from tests.naive import Event, Partition, process_one
 
 a_number = st.sampled_from([0.0, 50.0, 50.5, math.nan, -1e9]) | st.integers(0, 10**15).map(float) | st.floats(0, 300)
@@ -57,6 +57,8 @@ rules_of_a_stream = st.builds(
 )
 
 
+# The last has no calibration of its own.
+_SEGMENTS = {"view": "north", "add": "süd", "pay": None, "ship": "north", "close": "süd", "teleport": "few", None: None}
 _NAMES = {"ok": "cpu", "failed": "sent", "<oov>": "size", None: None}  # of numbers, by status
 
 
@@ -68,8 +70,16 @@ def as_events(drawn: list[Any], parts: Parts, ids: list[str | None] | None = Non
         named = bool(parts.measures.named_by)
         tokens = (action, _NAMES[status] if named else status)
         numbers = drawn_numbers[: len(parts.number_fields)]
-        out.append(Event(offset * 2, session, now, tokens, is_end, identity, numbers))  # holes, as after compaction
+        segment = _SEGMENTS[action] if is_segmented(parts) else None
+        out.append(
+            Event(offset * 2, session, now, tokens, is_end, identity, numbers, segment)
+        )  # holes, as after compaction
     return out
+
+
+def is_segmented(parts: Parts) -> bool:
+    """Whether the stream has segments."""
+    return parts.learned is not None and bool(parts.learned.segment_records)
 
 
 def columns_of(parts: Parts) -> int:
@@ -84,7 +94,7 @@ def make_window_parts(rules: dict[str, Any], size_ms: int, overlap: int) -> Part
     rng = np.random.default_rng(3)
     bins = NumberBins.learn(rng.gamma(2, 40, (300, len(names))), bins=4)
     parts = make_number_parts("wide")
-    learned = make_learned(numbers=bins, seasonal=("hour", "weekday"))
+    learned = with_segments(make_learned(numbers=bins, seasonal=("hour", "weekday")))
     fields = (*parts.fields[:2], *names)
     session_rules = dataclasses.replace(parts.rules, windowed=True, **rules)
     return dataclasses.replace(
@@ -102,7 +112,7 @@ def with_rules(parts: Parts, rules: dict[str, Any], remembered: int = 0) -> Part
     return dataclasses.replace(parts, rules=dataclasses.replace(parts.rules, **rules), remembered=remembered)
 
 
-def as_columns(events: list[Event], columns: int = 0) -> Events:
+def as_columns(events: list[Event], columns: int = 0, *, segmented: bool = False) -> Events:
     numbers: dict[str, int] = {}
     session = [numbers.setdefault(e.session, len(numbers)) for e in events]
     return Events(
@@ -112,6 +122,7 @@ def as_columns(events: list[Event], columns: int = 0) -> Events:
         events[-1].offset + 1 if events else None,
         numbers=np.array([e.numbers for e in events], np.float64).reshape(len(events), columns),
         ids=np.array([NO_ID if e.id is None else stable_hash(e.id) for e in events], np.uint64),
+        segments=[e.segment for e in events] if segmented else None,
     )  # fmt: skip
 
 
@@ -119,7 +130,7 @@ def run_slices(slices: list[list[Event]], parts: Parts, store: RowStore | None =
     store = RowStore(parts.shape, parts.rules) if store is None else store
     state, out = PartitionState(0), []
     for part in slices:
-        done = process_slice(store, as_columns(part, columns_of(parts)), state, parts)
+        done = process_slice(store, as_columns(part, columns_of(parts), segmented=is_segmented(parts)), state, parts)
         assert done is not None
         state = done.state
         out.extend(flatten(done))
@@ -136,6 +147,7 @@ def flatten(done: Any) -> list[dict[str, Any]]:
                 "kind": "record" if v.events.windows is None else f"window {v.events.windows[i]}",
                 "offset": int(v.events.offsets[i]),
                 "session": v.events.sessions[v.events.session[i]], "late": bool(v.late[i]),
+                "segment": None if v.events.segments is None else v.events.segments[i],
             }
             | judged(v.score[i], v.p_value[i], v.anomaly[i], v.confidence[i])
         )  # fmt: skip
@@ -147,6 +159,7 @@ def flatten(done: Any) -> list[dict[str, Any]]:
                 "ended": {1: "event", 2: "gap", 3: "limit", 4: "input"}[int(w.kind[operation])],
                 "events": int(w.ended_events[operation]), "first_ms": int(w.ended_first_ms[operation]),
                 "last_ms": int(w.ended_last_ms[operation]), "worst_offset": int(v.ends.worst_offset[e]),
+                "segment": v.ends.segment[e],
             }
             | judged(v.ends.score[e], v.ends.p_value[e], v.ends.anomaly[e], v.ends.confidence[e])
         )  # fmt: skip
@@ -185,6 +198,7 @@ def test_fast_equals_naive_for_any_slicing(drawn: list[Any], cuts: list[int], an
     for i, (_name, row) in enumerate(partition.rows.items()):
         np.testing.assert_array_equal(rows.hidden[i], row.hidden)
         assert (rows.events[i], rows.last_ms[i], rows.applied[i]) == (row.events, row.last_ms, row.applied)
+        assert rows.segment[i].decode() == (row.segment or "")
         kept = zip(*(column.tolist() for column in rows.recent(i)), strict=True)
         np.testing.assert_equal([(t, tuple(h), tuple(m)) for t, h, m in kept], row.context)
     assert store.open_sessions == len(partition.rows)
@@ -233,7 +247,7 @@ def test_windows_are_the_same_for_any_slicing(
         if names:
             kept.put(names, form.decode(form.encode(store.take(names))))
         store = kept
-        done = process_slice(store, as_columns([sample], 2), state, parts)
+        done = process_slice(store, as_columns([sample], 2, segmented=True), state, parts)
         assert done is not None
         state = done.state
         found += flatten(done)
@@ -256,7 +270,7 @@ def test_what_waits_survives_a_restart(drawn: list[Any], at: int, rules: dict[st
         restored.put(names, row_format.decode(row_format.encode(store.take(names))))
     state, then = PartitionState(0, max([-1, *(e.time_ms for e in events[:at])])), []
     for part in (events[at:], [last]):
-        done = process_slice(restored, as_columns(part, len(parts.number_fields)), state, parts)
+        done = process_slice(restored, as_columns(part, columns_of(parts), segmented=is_segmented(parts)), state, parts)
         assert done is not None
         state = done.state
         then += flatten(done)
@@ -288,7 +302,7 @@ def test_cut_anywhere_and_restore(drawn: list[Any], at: int, any_parts: Parts) -
     restored = RowStore(parts.shape, parts.rules)
     restored.put(names, row_format.decode(row_format.encode(store.take(names))) if names else store.take(names))
     state = PartitionState(0, max([-1, *(e.time_ms for e in before)]))
-    done = process_slice(restored, as_columns(after, len(parts.number_fields)), state, parts)
+    done = process_slice(restored, as_columns(after, columns_of(parts), segmented=is_segmented(parts)), state, parts)
     assert done is not None
     assert by_id(first + flatten(done)) == by_id(whole)
 

@@ -73,7 +73,7 @@ def test_where_nothing_can_be_fitted() -> None:
 
 
 def test_folding_divides_logits() -> None:
-    """A folded head of two fields gives each field's logits divided by its temperature, and leaves the old one alone."""
+    """A folded head gives each field's logits divided by its temperature, and the old one is left alone."""
     rng = np.random.default_rng(2)
     weight, bias = rng.normal(size=(7, 3)).astype(np.float32), rng.normal(size=7).astype(np.float32)
     states = rng.normal(size=(10, 3)).astype(np.float32)

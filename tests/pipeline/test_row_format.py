@@ -28,7 +28,7 @@ def random_rows(count: int, shape: RowShape, seed: int) -> SessionRows:
     rng = np.random.default_rng(seed)
     made = []
     for f in fields(SessionRows):
-        if f.name in {"held", "windows"}:
+        if f.name in {"held", "windows", "segment"}:
             made.append(np.array([rng.bytes(int(rng.integers(0, 3)) * 20) for _ in range(count)] + [None], "O")[:-1])
             continue
         dtype, dimensions = np.dtype(DTYPES[f.name]), (count, *shape.dimensions(f.name))
@@ -39,9 +39,14 @@ def random_rows(count: int, shape: RowShape, seed: int) -> SessionRows:
 
 
 def same_bits(one: SessionRows, other: SessionRows) -> bool:
-    columns = [f.name for f in fields(SessionRows) if f.name not in {"held", "windows"}]
+    columns = [f.name for f in fields(SessionRows) if f.name not in {"held", "windows", "segment"}]
     same = all(getattr(one, name).tobytes() == getattr(other, name).tobytes() for name in columns)
-    return same and one.held.tolist() == other.held.tolist() and one.windows.tolist() == other.windows.tolist()
+    return (
+        same
+        and one.held.tolist() == other.held.tolist()
+        and one.windows.tolist() == other.windows.tolist()
+        and one.segment.tolist() == other.segment.tolist()
+    )
 
 
 @given(shapes, st.integers(0, 5), st.integers(0, 2**32))
