@@ -17,7 +17,7 @@ from detectors.process import process_batch
 from detectors.rows import PartitionState, RowShape, SessionRows
 from features.decode import Decoder
 from features.events import Events
-from features.tokens import OOV, RARE, TokenEncoder
+from features.tokens import OOV, RARE, TokenEncoder, stable_hash
 from models.bundle import Bundle
 from models.errors import BundleError, UnsuitableDataError
 from models.spec import ModelSpec, state_size
@@ -230,3 +230,20 @@ def test_what_is_served_is_what_was_learned(parts: Parts) -> None:
     assert one.content["calibration"] == other.content["calibration"]
     assert one.content["training"]["sessions"] == other.content["training"]["sessions"]
     assert one.files["vocabulary.json"] == other.files["vocabulary.json"]
+
+
+def test_segments_with_enough_data_have_calibrations(parts: Parts) -> None:
+    """Records by their own segment, sessions by their first record's; the manifest says how many have one."""
+    decoder = Decoder("session", "ts", ["action", "status"], {"action": "close"}, segment="shop")
+    lines = []
+    for event in shop_events(1, 1_200):
+        shop = {0: None, 1: "rare"}.get(int(event["session"][2:]) % 12, "north")
+        lines.append(Line(0, PLACE, len(lines), 0, None, json.dumps(event | {"shop": shop}).encode()))
+    fitted = train(replace(parts, rate=0.02), [decoder.decode(lines, check_key=False)])
+    assert fitted.content["calibration"]["segments"] == {"records": 1, "sessions": 1}
+    learned = unpack(bundle_of(fitted), parts)
+    for stream, segments in (
+        (learned.records, learned.segment_records), (learned.sessions, learned.segment_sessions),
+    ):  # fmt: skip
+        assert list(segments) == [stable_hash("north")]
+        assert 0.7 * stream.count < segments[stable_hash("north")].count < 0.95 * stream.count

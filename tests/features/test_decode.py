@@ -17,6 +17,7 @@ from features.decode import MAX_SESSION_CHARACTERS, Decoder
 from features.errors import RecordError
 from features.event_time import MAX_TIME_MS
 from features.events import Events
+from features.masking import NO_MASK, make_masker, parse_rules
 from features.messages import ReadMessages
 from features.text_lines import LineReader
 
@@ -350,3 +351,24 @@ def test_pieces_are_the_same_events(names: list[str], most: int) -> None:
         assert piece.next_offset == after.offsets[0]
         assert all(records[r.index].offset < after.offsets[0] for r in piece.rejects)
         assert all(records[r.index].offset > after.offsets[0] for r in after.rejects)
+
+
+def test_segments() -> None:
+    """Segments are read as tokens are, and masked; an absent or empty one is none, a wrong one no record."""
+    rules = parse_rules({"user": "hash"})
+    for masker in (NO_MASK, make_masker(rules, b"a secret of this test")):
+        decoder = Decoder("session", None, ["action"], {}, segment="user.country", masker=masker)
+        given_ = [b'{"session": "a", "user": {"country": %s}}' % c for c in (b'"DK"', b"7", b"true", b'""', b"null")]
+        records = [Given(value, offset=i) for i, value in enumerate([*given_, b'{"session": "a"}'])]
+        events = decoder.decode(records, check_key=False)
+        plain = ["DK", "7", "true"]
+        shown = plain if masker is NO_MASK else [masker.value("user", text) for text in plain]
+        assert events.segments is not None
+        assert events.segments[:3] == shown
+        assert events.segments[4:] == [None, None]
+        assert masker is not NO_MASK or events.segments[3] is None
+        assert len(events.tokens) == 1
+        wrong = decoder.decode([Given(b'{"session": "a", "user": {"country": []}}')], check_key=False)
+        assert [reject.error.reason for reject in wrong.rejects] == ["wrong_type"]
+        assert decoder.decode([], check_key=False).segments == []
+    assert decode(Given(b'{"session": "a"}')).segments is None

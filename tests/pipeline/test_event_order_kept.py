@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from detectors.parts import Parts
 from detectors.rows import PartitionState
+from features.events import Events
 from pipeline.cold_rows import ColdRows
 from pipeline.row_format import RowFormat
 from pipeline.slices import process_slice
@@ -25,6 +26,7 @@ from tests.detectors.test_process import (
     cuts_of_a_stream,
     events_of_a_stream,
     flatten,
+    is_segmented,
     last_of,
     make_window_parts,
     property_test,
@@ -49,10 +51,13 @@ class _Life:
 
     def score(self, events: list[Event]) -> None:
         """One slice, as a worker does it: piece by piece, with checkpoints where there is no room."""
-        for piece in as_columns(events, columns_of(self._parts)).pieces(_PIECE):
+        for piece in self._columns(events).pieces(_PIECE):
             more = self._piece(piece)
         while more:
-            more = self._piece(as_columns([], columns_of(self._parts)))
+            more = self._piece(self._columns([]))
+
+    def _columns(self, events: list[Event]) -> Events:
+        return as_columns(events, columns_of(self._parts), segmented=is_segmented(self._parts))
 
     def _piece(self, piece: Any) -> bool:
         done = process_slice(self._store, piece, self._state, self._parts, limit=_PIECE)

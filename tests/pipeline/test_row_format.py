@@ -17,6 +17,7 @@ from features.event_order import unpack_held
 from features.tokens import stable_hash
 from pipeline.errors import DamagedStateError, StateError
 from pipeline.row_format import VERSION, RowFormat
+from tests.chaos.rows import read_session
 
 shapes = st.builds(
     RowShape, st.sampled_from([1, 4, 16]), st.integers(1, 5), st.integers(0, 3), st.integers(0, 3), st.integers(0, 2)
@@ -108,3 +109,16 @@ def test_the_golden_rows(version: int) -> None:
     assert numbers.tolist() == [kept[0] if kept else [] for _, _, *kept in golden["recent"]]
     assert [event._asdict() for event in unpack_held(rows.held[0])] == golden.get("held", [])
     assert (form.encode(rows)[0].hex() == golden["hex"]) == (version == VERSION)
+
+
+def test_a_segment_is_a_part_of_the_tail() -> None:
+    """A row without a segment has the bytes it had before there were any; one with has five more and its name."""
+    form = RowFormat(RowShape(4, 3, 2))
+    rows = SessionRows.empty(2, form.shape)
+    rows.segment[1] = "süd".encode()
+    without, with_one = form.encode(rows)
+    assert len(with_one) == len(without) + 5 + 4
+    assert without[-8:-4] == bytes(4)
+    assert with_one[len(without) - 8 : -4] == bytes([9, 0, 0, 0, 3, 4, 0, 0, 0]) + "süd".encode()
+    assert form.decode([without, with_one]).segment.tolist() == [b"", "süd".encode()]
+    assert [read_session(value)["segment"] for value in (without, with_one)] == [None, "süd"]

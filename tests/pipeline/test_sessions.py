@@ -63,6 +63,12 @@ def test_the_worst_record(parts: Parts, tmp_path: Path) -> None:
     assert "score 6.25 at shop.orders/2/33" in words_of(parts, tmp_path, worst=np.float32(6.25), worst_offset=33)
 
 
+def test_the_segment(parts: Parts, tmp_path: Path) -> None:
+    """A session's segment is named where it has one."""
+    assert "segment" not in words_of(parts, tmp_path)
+    assert "  segment       süd" in words_of(parts, tmp_path, segment="süd".encode())
+
+
 def test_times_beyond_the_calendar(parts: Parts, tmp_path: Path) -> None:
     """A gap that leads beyond the year 9999 is printed as a number, not as an exception."""
     patient = replace(parts, rules=replace(parts.rules, gap_ms=10**15))

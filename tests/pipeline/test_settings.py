@@ -176,6 +176,7 @@ def test_masks_that_promise_too_much_are_refused(section: dict[str, Any], senten
         ({"numbers": ["a"]}, "a is a number and also a token, the message or the session"),
         ({"numbers": ['["k"]']}, "is a number and also a token, the message or the session"),
         ({"kind": "logs", "message": "m", "numbers": ["m"]}, "m is a number and also a token"),
+        ({"numbers": ["x.y"], "segment": 'x["y"]'}, "x.y is a number and also the segment; let it be one of them"),
         ({"numbers": ["x.y", 'x["y"]']}, "each field may stand in numbers once"),
         ({"numbers": ["x", "x.y"]}, "the field x is used as a value and, in another place, as an object"),
         ({"numbers": ["x"], "counters": ["x", "x"]}, "each counter may be listed once"),
@@ -377,3 +378,16 @@ def test_a_runtime_that_there_is_not_is_refused(asked: dict[str, str], core: str
     with pytest.raises(ConfigError, match=re.escape(sentence)):
         parse_settings({"streams": {"s": stream}} | asked, {})
     parse_settings({"streams": {"s": stream}, "runtime": "torch", "device": "cuda"}, {})
+def test_a_segment_is_a_field_of_the_record() -> None:
+    """It may be a token too, or masked; it changes the fingerprint, and only where there is one."""
+
+    def settings_with(**more: Any) -> Settings:
+        stream = {"topic": "t", "session": {"by": "k"}, "tokens": ["a"]} | more
+        return parse_settings({"streams": {"s": stream}}, {})
+
+    for more in ({"segment": "a"}, {"segment": "b.c", "mask": {"b": {"truncate": 2}}}):
+        assert settings_with(**more).stream("s").segment == more["segment"]
+    prints = [state_fingerprint(settings_with(**more), "s") for more in ({}, {"segment": "a"}, {"segment": "b"})]
+    assert len(set(prints)) == 3
+    with pytest.raises(ConfigError, match=r"b\["):
+        settings_with(segment="b[")
