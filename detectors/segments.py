@@ -46,10 +46,12 @@ def segment_p_values(
     if segments is None or not own:
         return p_values
     calibrations = {name: own.get(stable_hash(name)) for name in set(segments) if name is not None}
-    for name, calibration in calibrations.items():
-        if calibration is not None:
-            at = [i for i, segment in enumerate(segments) if segment == name]
-            p_values[at] = calibration.p_values(scores[at])
+    places: dict[str, list[int]] = {name: [] for name, calibration in calibrations.items() if calibration is not None}
+    for i, segment in enumerate(segments):
+        if segment in places:
+            places[segment].append(i)
+    for name, at in places.items():
+        p_values[at] = own[stable_hash(name)].p_values(scores[at])
     return p_values
 
 

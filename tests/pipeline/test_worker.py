@@ -14,7 +14,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from tests.kafka import Stack, WorkerProcess, as_records, by_id, shop_events, two_workers, wait_until
 
 DECISION_KEYS = (
-    "type", "id", "stream", "session", "time_ms", "score", "p_value", "anomaly", "confidence", "status",
+    "type", "id", "stream", "session", "segment", "time_ms", "score", "p_value", "anomaly", "confidence", "status",
     "events", "ended", "first_ms",
 )  # fmt: skip
 CLOCK_KEYS = ("detected_ms",)
