@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from importlib.metadata import version
 from typing import Any
 
@@ -26,7 +26,8 @@ from features.templates import Templates
 from features.tokens import Vocabulary
 from models.autoregression import Autoregression
 from models.linear import LinearRuntime
-from models.runtime import F32, Runtime
+from models.rounding import store_weights
+from models.runtime import F32, Runtime, widened
 from models.training import Epoch, TrainingOptions, train
 
 OnEpoch = Callable[[Epoch], None]
@@ -47,7 +48,10 @@ class Fit:
 
 @dataclass(frozen=True)
 class Trained:
-    """What one split taught: the fields, the history read by them, the weights, and how the epochs went."""
+    """What one split taught: the fields, the history read by them, the weights as stored, and how the epochs went.
+
+    `rounding` is what storing them so costs, for the manifest.
+    """
 
     split: Split
     fields: LearnedFields
@@ -55,11 +59,12 @@ class Trained:
     parts: Parts
     weights: dict[str, NDArray[Any]]
     epochs: list[Epoch]
+    rounding: dict[str, float] = field(default_factory=dict)
 
     @property
     def model(self) -> Runtime | LinearRuntime:
         """The weights, ready to score."""
-        return make_runtime(self.fields.spec(self.parts), self.weights, self.parts.shape.fields)
+        return make_runtime(self.fields.spec(self.parts), widened(self.weights), self.parts.shape.fields)
 
 
 @dataclass(frozen=True)
@@ -141,12 +146,13 @@ def train_split(
         on_epoch(epoch)
 
     options = replace(options, unknown=fields.unknown(parts))
-    weights: dict[str, NDArray[Any]]
     if parts.model.core == "linear":
-        weights = Autoregression.fit(measured(history, split.learn)).to_arrays()
-    else:
-        weights = {**train(learning, validation, fields.spec(parts), options, progress, clock)}
-    return Trained(split, fields, history, parts, weights, epochs)
+        forecasts = Autoregression.fit(measured(history, split.learn)).to_arrays()
+        return Trained(split, fields, history, parts, {**forecasts}, epochs)
+    spec = fields.spec(parts)
+    weights = train(learning, validation, spec, options, progress, clock)
+    stored, rounding = store_weights(weights, parts.weights, spec, validation)
+    return Trained(split, fields, history, parts, stored, epochs, rounding)
 
 
 def held_back_scores(trained: Trained) -> HeldBack:
@@ -181,7 +187,7 @@ def _content(trained: Trained, seed: int, records: Calibration, sessions: Calibr
         "data": data_span(trained.history),
         "training": {
             "seed": seed, "epochs": len(epochs), "sessions": int(trained.split.learn.sum()),
-            "best_validation_loss": min((e.validation_loss for e in epochs), default=None),
+            "best_validation_loss": min((e.validation_loss for e in epochs), default=None), **trained.rounding,
         },
         "templates": len(fields.templates.templates),
         "vocabulary": {"digest": fields.vocabulary.digest, "fields": fields.vocabulary.summary()},

@@ -29,7 +29,7 @@ from features.windows import WindowRules
 from models.bundle import Bundle
 from models.errors import BundleError
 from models.linear import LinearRuntime
-from models.runtime import Runtime, load_runtime
+from models.runtime import Runtime, load_runtime, widened
 from models.spec import WINDOWED, ModelSpec
 
 NO_TEMPLATES = Templates(())
@@ -99,6 +99,8 @@ class Parts:
         None until a bundle serves.
     model
         What is trained for it, still without sizes.
+    weights
+        "float32" or "float16": how training stores them.
     measures
         What the number columns are.
     windows
@@ -125,6 +127,7 @@ class Parts:
     windows: WindowRules | None = None
     watch: SchemaWatch | None = None
     model: ModelSpec = USUAL_MODEL
+    weights: str = "float32"
     online: OnlineRules = ONLINE
 
     @property
@@ -306,7 +309,7 @@ def learned_of(bundle: Bundle, runtime: str = "auto", device: str = "cpu") -> Le
         bins = NumberBins.from_json(json.loads(bundle.files.get("numbers.json", b'{"names":null,"binnings":[]}')))
         certificate = json.loads(bundle.files.get("certificate.json", b"null"))
         usual = json.loads(bundle.files.get("schema.json", b"null"))
-        weights = load(bundle.files["weights.safetensors"])
+        weights = widened(load(bundle.files["weights.safetensors"]))
         found = load(bundle.files["calibration.safetensors"])
         records, sessions = (Calibration.from_arrays(found, name) for name in ("records", "sessions"))
         segments = segments_of(found)

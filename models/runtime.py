@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -83,6 +83,11 @@ def load_runtime(spec: ModelSpec, weights: Mapping[str, F32], runtime: str = "au
     from models.torch_runtime import TorchRuntime, choose_device  # a worker maps libtorch only where it must
 
     return TorchRuntime(spec, weights, choose_device(device))
+
+
+def widened(weights: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
+    """What a bundle holds, with float32 for float16."""
+    return {name: w.astype(np.float32) if w.dtype == np.float16 else w for name, w in weights.items()}
 
 
 class GruKernel:

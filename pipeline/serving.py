@@ -149,6 +149,7 @@ def make_parts(settings: Settings, name: str, learned: Learned | None) -> Parts:
         encoder=TokenEncoder(words, None if learned is None else learned.vocabulary),
         learned=learned,
         model=model,
+        weights=stream.model.weights,
         remembered=0 if stream.duplicates.id is None else stream.duplicates.remember,
         sends_late=stream.late.send,
         measures=measures,

@@ -136,6 +136,11 @@ class ModelSettings(Section):
         description="Last events kept per session: shown in explanations, replayed for a new model, and all that a "
         "tcn or transformer sees.",
     )  # fmt: skip
+    weights: Literal["float32", "float16"] = Field(
+        "float32",
+        description="How a bundle stores what was learned: float16 takes half the space, and the manifest says what "
+        "that costs. Models compute in float32 either way.",
+    )
 
 
 class PromiseSettings(Section):

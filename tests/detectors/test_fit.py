@@ -193,6 +193,22 @@ def test_a_bundle_for_another_config_is_refused(fitted: Fit, parts: Parts) -> No
         unpack(bundle_of(broken), parts)
 
 
+def test_weights_as_float16(parts: Parts) -> None:
+    """A bundle holds them in half the bytes, is calibrated and served on what it holds, and says what that costs."""
+    events = history(200)
+    wide, half = train(parts, events), train(replace(parts, weights="float16"), events)
+    name = "weights.safetensors"
+    assert len(half.files[name]) < 0.6 * len(wide.files[name])
+    assert abs(half.content["training"].pop("float16_loss_change")) < 1e-3
+    assert half.content["training"] == wide.content["training"]
+    assert half.files["calibration.safetensors"] != wide.files["calibration.safetensors"]
+    learned = unpack(bundle_of(half), parts)
+    served = replace(parts, learned=learned, encoder=TokenEncoder(2, learned.vocabulary))
+    rows = SessionRows.empty(len(events[0].sessions), parts.shape)
+    verdicts, _, _ = process_batch(events[0], rows, PartitionState(0), served)
+    assert np.isin(verdicts.score[-20:], learned.records.levels).mean() > 0.5  # held back, so it was calibrated on them
+
+
 @pytest.mark.parametrize("core", ["lstm", "tcn", "transformer"])
 def test_each_core_is_fitted_and_served(core: str, parts: Parts) -> None:
     """By torch; a bundle says its core and, where its weights depend on that, for which context it is."""

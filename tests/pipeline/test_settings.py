@@ -378,6 +378,8 @@ def test_a_runtime_that_there_is_not_is_refused(asked: dict[str, str], core: str
     with pytest.raises(ConfigError, match=re.escape(sentence)):
         parse_settings({"streams": {"s": stream}} | asked, {})
     parse_settings({"streams": {"s": stream}, "runtime": "torch", "device": "cuda"}, {})
+
+
 def test_a_segment_is_a_field_of_the_record() -> None:
     """It may be a token too, or masked; it changes the fingerprint, and only where there is one."""
 
