@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from importlib.metadata import version
 from typing import Any
 
@@ -26,12 +27,34 @@ from features.templates import Templates
 from features.tokens import Vocabulary
 from models.autoregression import Autoregression
 from models.linear import LinearRuntime
+from models.memory import Estimate, estimate
 from models.rounding import store_weights
 from models.runtime import F32, Runtime, widened
-from models.training import Epoch, TrainingOptions, train
+from models.training import Epoch, Progress, TrainingOptions, train
+from models.training_state import TrainingState
 
 OnEpoch = Callable[[Epoch], None]
 Clock = Callable[[], float]
+
+
+@dataclass(frozen=True)
+class Host:
+    """What whoever starts a training lends it; none of it changes what comes out.
+
+    Attributes
+    ----------
+    on_estimate
+        Told how much memory each model's training will take, before it begins.
+    watch
+        Told of progress after each batch.
+    load, keep
+        Where the training of a name stood, and what replaces that after each epoch; without `keep` nothing is saved.
+    """
+
+    on_estimate: Callable[[Estimate], None] = lambda _: None
+    watch: Callable[[Progress], None] = lambda _: None
+    load: Callable[[str], TrainingState | None] = lambda _: None
+    keep: Callable[[str, TrainingState], None] | None = None
 
 
 @dataclass(frozen=True)
@@ -97,7 +120,7 @@ class HeldBack:
 
 def fit(
     history: list[Events], parts: Parts, seed: int, on_epoch: OnEpoch, clock: Clock,
-    buckets: Mapping[str, int] | None = None,
+    buckets: Mapping[str, int] | None = None, *, options: TrainingOptions | None = None, host: Host = Host(),
 ) -> Fit:  # fmt: skip
     """Learn a stream's grammar from its history.
 
@@ -109,15 +132,21 @@ def fit(
         The stream's rules and fields; `learned` is ignored.
     buckets
         Fields whose tokens are hashed, and into how many buckets.
+    options
+        How to train; the seed there gives way to `seed`.
+    host
+        What the training may use.
 
     Raises
     ------
     UnsuitableDataError
         Too few sessions, or nothing to learn.
+    ResumeError
+        `host.load` gives the state of a training that was another.
     """
     read = read_history(history, parts)
-    split, options = split_by_time(read.first_ms), TrainingOptions(seed=seed)
-    trained = train_split(read, split, parts, options, on_epoch, clock, buckets)
+    options = replace(TrainingOptions() if options is None else options, seed=seed)
+    trained = train_split(read, split_by_time(read.first_ms), parts, options, on_epoch, clock, buckets, host=host)
     held_back = held_back_scores(trained)
     records, sessions = Calibration.learn(held_back.records), Calibration.learn(held_back.sessions)
     segments = held_back.by_segment(parts.rate)
@@ -132,9 +161,15 @@ def fit(
 
 def train_split(
     history: History, split: Split, parts: Parts, options: TrainingOptions, on_epoch: OnEpoch, clock: Clock,
-    buckets: Mapping[str, int] | None = None,
+    buckets: Mapping[str, int] | None = None, *, host: Host = Host(), name: str = "model",
 ) -> Trained:  # fmt: skip
-    """Learn fields and a model from one split's sessions; those held back for calibration teach nothing of either."""
+    """Learn fields and a model from one split's sessions; those held back for calibration teach nothing of either.
+
+    Parameters
+    ----------
+    name
+        Under which the training's state is kept; of several splits each needs its own.
+    """
     fields, history = learn_fields(history, split.learn, parts, buckets)
     learning = sequences(history, split.learn, fields.knowing(parts, learning=True))
     parts = fields.knowing(parts)
@@ -146,11 +181,14 @@ def train_split(
         on_epoch(epoch)
 
     options = replace(options, unknown=fields.unknown(parts))
-    if parts.model.core == "linear":
+    spec, keep = fields.spec(parts), None if host.keep is None else partial(host.keep, name)
+    if spec.core == "linear":
         forecasts = Autoregression.fit(measured(history, split.learn)).to_arrays()
         return Trained(split, fields, history, parts, {**forecasts}, epochs)
-    spec = fields.spec(parts)
-    weights = train(learning, validation, spec, options, progress, clock)
+    host.on_estimate(estimate(spec, options, learning))
+    weights = train(
+        learning, validation, spec, options, progress, clock, watch=host.watch, resume=host.load(name), keep=keep
+    )  # fmt: skip
     stored, rounding = store_weights(weights, parts.weights, spec, validation)
     return Trained(split, fields, history, parts, stored, epochs, rounding)
 

@@ -17,7 +17,7 @@ from features.events import Events
 from features.measures import measure
 from features.sessions import END_INPUT, Walk, log_gaps, number_sessions, walk_sessions
 from models.errors import UnsuitableDataError
-from models.training import Sequence
+from models.sequences import Sequence, Sequences
 
 MIN_SESSIONS = 100
 # Where sessions are fewer, long ones are cut into pieces, each of which the model learns as a session of its own.
@@ -95,9 +95,9 @@ def _sessionise(arrived: list[Events], parts: Parts, longest: int = 2**31 - 1) -
     return History(partitions, np.concatenate(first_ms) if first_ms else np.empty(0, np.int64))
 
 
-def sequences(history: History, chosen: Chosen, parts: Parts) -> list[Sequence]:
+def sequences(history: History, chosen: Chosen, parts: Parts) -> Sequences:
     """The chosen sessions, as the model takes them."""
-    return [sequence for partition in history.partitions for sequence in _sequences(partition, chosen, parts)]
+    return Sequences.of(s for partition in history.partitions for s in _sequences(partition, chosen, parts))
 
 
 def _sequences(partition: Partition, chosen: Chosen, parts: Parts) -> Iterator[Sequence]:

@@ -4,7 +4,8 @@ ModelError
 ├── BundleError             a bundle is damaged, incomplete or of another format, or cannot be saved
 │   └── StoreUnavailableError   where it lies gives nothing now; it may later
 ├── RuntimeUnavailableError what should serve a model is not on this machine
-└── UnsuitableDataError     the sequences given cannot teach a model
+├── UnsuitableDataError     the sequences given cannot teach a model
+└── ResumeError             a training that was interrupted cannot be continued
 """
 
 from __future__ import annotations
@@ -33,3 +34,7 @@ class RuntimeUnavailableError(ModelError):
 
 class UnsuitableDataError(ModelError):
     """The data cannot teach a model; the text says what is missing."""
+
+
+class ResumeError(ModelError):
+    """What was saved of a training does not fit what is asked for now, or cannot be read."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -11,15 +11,15 @@ from numpy.typing import NDArray
 from models.errors import UnsuitableDataError
 from models.kernels import STEP
 from models.runtime import Runtime, load_runtime, widened
+from models.sequences import Sequence, Sequences
 from models.spec import ModelSpec, state_size
-from models.training import Sequence as Session
 
 _END = STEP + 1  # any kind that is no event
 _AT_ONCE = 500  # sessions, so that wide states fit into memory
 
 
 def store_weights(
-    weights: Mapping[str, NDArray[np.float32]], kind: str, spec: ModelSpec, validation: Sequence[Session]
+    weights: Mapping[str, NDArray[np.float32]], kind: str, spec: ModelSpec, validation: Sequences
 ) -> tuple[dict[str, NDArray[Any]], dict[str, float]]:
     """Weights as a bundle stores them, `kind` "float32" or "float16", and for the manifest what that costs.
 
@@ -52,7 +52,7 @@ def to_float16(weights: Mapping[str, NDArray[np.float32]]) -> dict[str, NDArray[
     return {name: w.astype(np.float16) for name, w in weights.items()}
 
 
-def loss_of_served(runtime: Runtime, spec: ModelSpec, sessions: Sequence[Session]) -> float:
+def loss_of_served(runtime: Runtime, spec: ModelSpec, sessions: Sequences) -> float:
     """Nats per event that a runtime gives to sessions and to the ends of those that were seen to end."""
     total, events = 0.0, 0
     for part in _parts(sessions):
@@ -74,5 +74,6 @@ def loss_of_served(runtime: Runtime, spec: ModelSpec, sessions: Sequence[Session
     return total / events
 
 
-def _parts(sessions: Sequence[Session]) -> Iterator[Sequence[Session]]:
-    return (sessions[low : low + _AT_ONCE] for low in range(0, len(sessions), _AT_ONCE))
+def _parts(sessions: Sequences) -> Iterator[list[Sequence]]:
+    for low in range(0, len(sessions), _AT_ONCE):
+        yield [sessions[i] for i in range(low, min(low + _AT_ONCE, len(sessions)))]

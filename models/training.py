@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable
+from dataclasses import asdict, dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -13,19 +14,14 @@ from torch import Tensor
 
 from models.errors import UnsuitableDataError
 from models.family import SequenceModel, make_model
+from models.learning_rate import LearningRate
+from models.sampling import draw_by_square_root, kinds, swap_neighbours, without_the_strangest
+from models.sequences import IGNORED, Batch, Sequence, Sequences, batches, pad
 from models.spec import ModelSpec
+from models.training_state import TrainingState, beginning, check_resumable
 
-LEAST_GAIN = 1e-3  # share of the validation loss an epoch must win to count as progress
-IGNORED = -100  # torch's mark for a target that counts nothing
-
-
-@dataclass(frozen=True)
-class Sequence:
-    """One session: (T, F + I) int32 tokens, (T,) float32 log gaps, and whether its end was seen."""
-
-    tokens: NDArray[np.int32]
-    log_gap: NDArray[np.float32]
-    ended: bool
+LEAST_BATCH = 256
+LARGEST_NORM = 1.0  # of a step's gradient, all weights together; longer ones are shortened to that
 
 
 @dataclass(frozen=True)
@@ -33,161 +29,315 @@ class TrainingOptions:
     """How long and how hard; the defaults suit from a thousand sessions up."""
 
     seed: int = 0
-    max_epochs: int = 40
+    max_epochs: int = 200  # small histories need many: an epoch of them is few steps
     patience: int = 4  # epochs without a better validation loss before we stop
-    batch_tokens: int = 2_048  # events in one batch, padding included
+    batch_tokens: int = 2_048  # events in one batch, padding included, where there is enough for `least_steps`
+    least_steps: int = 64  # of an epoch, as far as batches of LEAST_BATCH events allow: few steps learn little
     chunk: int = 64  # events between two truncations
     learning_rate: float = 4e-3
+    warm_up: int = 20  # steps until the learning rate is reached
     unknown: tuple[tuple[int, ...], ...] = ()  # of each input, ids for what is not known, or hardly; absent: <oov>
     unknown_rate: float = 0.01  # inputs replaced by each of these: embeddings are trained, and states survive them
+    contamination: float = 0.0  # share of the sessions that are taken for bad, and learned nothing from
+    trim_after: int = 3  # epochs that tell what is usual, before the strangest are left out
+    by_square_root: bool = False  # of c sessions with the same tokens, an epoch draws the square root of c
+    swapped: float = 0.0  # share of the sessions that are given with two neighbouring events swapped
+
+    def batch_of(self, sequences: Sequences) -> int:
+        """Events in one batch of an epoch over these."""
+        return min(self.batch_tokens, max(LEAST_BATCH, len(sequences.log_gap) // self.least_steps))
 
 
 @dataclass(frozen=True)
 class Epoch:
-    """Progress: nats per event on both parts, and whether this epoch is the best so far."""
+    """One pass over the sessions.
+
+    Attributes
+    ----------
+    loss, validation_loss
+        Nats per event on both parts.
+    best
+        Whether it has the least validation loss so far.
+    events_per_s
+        Speed; all else is the same on every machine of one kind.
+    learning_rate
+        Of its last step.
+    gradient_norm, clipped
+        Mean length of a step's gradient before it was clipped, and the share of steps that were.
+    left_out
+        Sessions taken for bad, which it learned nothing from.
+    """
 
     number: int
     loss: float
     validation_loss: float
     best: bool
     events_per_s: float
+    learning_rate: float
+    gradient_norm: float
+    clipped: float
+    left_out: int
+
+
+@dataclass(frozen=True)
+class Progress:
+    """Where a training stands: epochs done (with a part of one) of at most so many, the loss of the running one so far.
+
+    `seconds_left` is what the epochs left would take; early stopping ends most trainings sooner.
+    """
+
+    epochs: float
+    of: int
+    loss: float
+    events_per_s: float
+    seconds_left: float
 
 
 def train(
-    sequences: list[Sequence], validation: list[Sequence], spec: ModelSpec, options: TrainingOptions,
-    on_epoch: Callable[[Epoch], None], clock: Callable[[], float],
+    sequences: Iterable[Sequence], validation: Iterable[Sequence], spec: ModelSpec, options: TrainingOptions,
+    on_epoch: Callable[[Epoch], None], clock: Callable[[], float], *,
+    watch: Callable[[Progress], None] = lambda _: None,
+    resume: TrainingState | None = None, keep: Callable[[TrainingState], None] | None = None,
 ) -> dict[str, NDArray[np.float32]]:  # fmt: skip
     """Fit a model to sessions and return the weights that did best on `validation`.
 
     Parameters
     ----------
+    sequences, validation
+        `Sequences` are taken as they are; of others copies are made.
+    on_epoch
+        Told of each epoch, those of before an interruption first.
     clock
         Seconds, for the speed shown in progress; it changes nothing else.
+    watch
+        Told of progress after each batch.
+    resume
+        Where an interrupted training stood: the result is that of one that was not.
+    keep
+        Given the state after each epoch.
 
     Raises
     ------
     UnsuitableDataError
         There are no sessions, or the loss is not finite.
+    ResumeError
+        `resume` is of a training with other data, another seed or other options.
     """
-    if not sequences or not validation:
+    learned, checked = (s if isinstance(s, Sequences) else Sequences.of(s) for s in (sequences, validation))
+    if not len(learned) or not len(checked):
         message = "training needs sessions to learn from and sessions to check against; give it more data"
         raise UnsuitableDataError(message)
-    # One thread: with more, OpenMP's workers spin for each other, and beside one busy process (a broker, say) training
-    # was seen 50 times slower. On idle cores one thread is as fast for models of this size. It also fixes the bits.
-    torch.set_num_threads(1)
-    torch.manual_seed(options.seed)
-    shuffle = np.random.default_rng(options.seed)
-    model = make_model(spec)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=options.learning_rate, weight_decay=1e-4)
-    # The learning rate halves after two epochs that bring nothing, so a small data set still ends in a fine minimum.
-    schedule = torch.optim.lr_scheduler.ReduceLROnPlateau(optimizer, factor=0.5, patience=1)
-    best, best_loss, stale = model.weights(), math.inf, 0
-    for number in range(1, options.max_epochs + 1):
-        began = clock()
-        loss, events = _epoch(model, sequences, options, shuffle, optimizer)
-        with torch.no_grad():
-            validation_loss, _ = _epoch(model, validation, options, None, None)
+    began = beginning(learned, checked, spec, options) if resume is not None or keep is not None else {}
+    training = _Training(learned, checked, spec, options, clock, watch)
+    if resume is not None:
+        check_resumable(resume, began)
+        training.restore(resume)
+    for epoch in training.epochs:
+        on_epoch(epoch)
+    while not training.is_over:
+        epoch = training.run_epoch()
+        if keep is not None:
+            keep(training.state(began))
+        on_epoch(epoch)
+    return training.best
+
+
+class _Training:
+    """A training under way, which ends between two epochs and goes on from there to the same weights."""
+
+    def __init__(
+        self, sequences: Sequences, validation: Sequences, spec: ModelSpec, options: TrainingOptions,
+        clock: Callable[[], float], watch: Callable[[Progress], None],
+    ) -> None:  # fmt: skip
+        # One thread: with more, OpenMP's workers spin for each other, and beside one busy process (a broker, say)
+        # training was seen 50 times slower. On idle cores one thread is as fast for models of this size. It also fixes
+        # the bits.
+        torch.set_num_threads(1)
+        torch.manual_seed(options.seed)
+        self._sequences, self._validation, self._options = sequences, validation, options
+        self._clock, self._watch = clock, watch
+        self._random = np.random.default_rng(options.seed)
+        self._model = make_model(spec)
+        self._optimizer = torch.optim.AdamW(self._model.parameters(), lr=options.learning_rate, weight_decay=1e-4)
+        self._rate = LearningRate(options.learning_rate, options.warm_up)
+        self._kind = kinds(sequences) if options.by_square_root else None
+        self._surprise = np.full(len(sequences), -np.inf)  # (S,) nats per event, of each session when last seen
+        self.best = self._model.weights()
+        self.epochs: list[Epoch] = []
+
+    @property
+    def is_over(self) -> bool:
+        return len(self.epochs) >= self._options.max_epochs or self._rate.stale >= self._options.patience
+
+    def run_epoch(self) -> Epoch:
+        """One pass to learn, and one to see what it brought."""
+        began, options = self._clock(), self._options
+        share = options.contamination if len(self.epochs) >= options.trim_after else 0.0
+        kept = without_the_strangest(self._surprise, share)
+        everything = np.arange(len(self._sequences))
+        drawn = everything if self._kind is None else draw_by_square_root(self._kind, self._random)
+        step = _Step(self._model, self._optimizer, self._rate)
+        loss = self._learn(drawn, kept, step, began)
+        validation_loss = self._validate()
         if not math.isfinite(loss + validation_loss):
             message = "the loss is not finite; the data holds sessions this model cannot learn"
             raise UnsuitableDataError(message)
-        schedule.step(validation_loss)
-        improved = validation_loss < best_loss * (1 - LEAST_GAIN)
+        improved = step.rate.is_progress(validation_loss)
         if improved:
-            best, best_loss, stale = {k: v.copy() for k, v in model.weights().items()}, validation_loss, 0
-        else:
-            stale += 1
-        on_epoch(Epoch(number, loss, validation_loss, improved, events / max(clock() - began, 1e-9)))
-        if stale >= options.patience:
-            break
-    return best
+            self.best = self._model.weights()
+        self._rate = step.rate.after_epoch(validation_loss)
+        events = int(self._sequences.lengths[drawn].sum())
+        epoch = Epoch(
+            len(self.epochs) + 1, loss, validation_loss, improved, events / max(self._clock() - began, 1e-9),
+            step.rate.rate, step.mean_norm, step.clipped, int((~kept).sum()),
+        )  # fmt: skip
+        self.epochs.append(epoch)
+        return epoch
+
+    def _learn(self, drawn: NDArray[np.int64], kept: NDArray[np.bool_], step: _Step, began: float) -> float:
+        """Nats per event of the sessions that were learned from."""
+        options, lengths = self._options, self._sequences.lengths
+        self._model.train()
+        total, counted, seen, of = 0.0, 0, 0, int(lengths[drawn].sum())
+        for numbers in batches(lengths, drawn, options.batch_of(self._sequences), self._random):
+            given = [self._varied(self._sequences[n]) for n in numbers.tolist()]
+            batch = pad(given, self._model.spec.sizes)
+            losses = _losses(self._model, batch, options, self._random, step, kept[numbers])
+            self._surprise[numbers] = losses / lengths[numbers]
+            total += float(losses[kept[numbers]].sum())
+            counted += int(lengths[numbers[kept[numbers]]].sum())
+            seen += int(lengths[numbers].sum())
+            self._tell(seen / of, total / max(counted, 1), seen / max(self._clock() - began, 1e-9), of)
+        return total / max(counted, 1)
+
+    def _validate(self) -> float:
+        """Nats per event held back; the strangest sessions are left out, so that nobody stops later to fit them."""
+        lengths = self._validation.lengths
+        self._model.eval()
+        losses = np.zeros(len(lengths))
+        with torch.no_grad():
+            for numbers in batches(lengths, np.arange(len(lengths)), self._options.batch_tokens, None):
+                batch = pad([self._validation[n] for n in numbers.tolist()], self._model.spec.sizes)
+                losses[numbers] = _losses(self._model, batch, self._options)
+        kept = without_the_strangest(losses / lengths, self._options.contamination)
+        return float(losses[kept].sum() / lengths[kept].sum())
+
+    def _varied(self, sequence: Sequence) -> Sequence:
+        swaps = self._options.swapped > 0 and self._random.random() < self._options.swapped
+        return swap_neighbours(sequence, self._random) if swaps else sequence
+
+    def _tell(self, share: float, loss: float, events_per_s: float, events: int) -> None:
+        done, most = len(self.epochs) + share, self._options.max_epochs
+        self._watch(Progress(done, most, loss, events_per_s, (most - done) * events / events_per_s))
+
+    def state(self, began: dict[str, Any]) -> TrainingState:
+        """All that the next epochs depend on."""
+        averages = {
+            f"optimizer.{number}.{name}": value.numpy().copy()
+            for number, of_weight in self._optimizer.state_dict()["state"].items()
+            for name, value in of_weight.items()
+        }
+        named = {"weights": self._model.weights(), "best": self.best}
+        arrays = {f"{of}.{name}": array for of, part in named.items() for name, array in part.items()} | averages
+        arrays |= {"torch": torch.get_rng_state().numpy(), "surprise": self._surprise.copy()}
+        plain = {
+            "epochs": [asdict(epoch) for epoch in self.epochs], "rate": asdict(self._rate),
+            "random": self._random.bit_generator.state,
+        }  # fmt: skip
+        return TrainingState(began, plain, arrays)
+
+    def restore(self, state: TrainingState) -> None:
+        """Inverse of `state`."""
+        self.epochs = [Epoch(**epoch) for epoch in state.plain["epochs"]]
+        self._rate = LearningRate(**state.plain["rate"])
+        self._random.bit_generator.state = state.plain["random"]
+        self._model.load_weights(state.part("weights"))
+        self.best = state.part("best")
+        averages: dict[int, dict[str, Tensor]] = {}
+        for key, array in state.part("optimizer").items():
+            number, name = key.split(".")
+            averages.setdefault(int(number), {})[name] = torch.from_numpy(array.copy())
+        self._optimizer.load_state_dict({**self._optimizer.state_dict(), "state": averages})
+        self._surprise = state.arrays["surprise"].copy()
+        torch.set_rng_state(torch.from_numpy(state.arrays["torch"].copy()))
 
 
-def _epoch(
-    model: SequenceModel, sequences: list[Sequence], options: TrainingOptions,
-    shuffle: np.random.Generator | None, optimizer: torch.optim.Optimizer | None,
-) -> tuple[float, int]:  # fmt: skip
-    """One pass; learns when there is an optimizer. Returns nats per event and the number of events."""
-    total, events = 0.0, 0
-    model.train(optimizer is not None)
-    for batch in _batches(sequences, options.batch_tokens, shuffle):
-        tokens, log_gap, targets = pad(batch, model.spec.sizes)
-        state = model.start_state(len(batch))
-        events += sum(len(s.log_gap) for s in batch)
-        for low in range(0, tokens.shape[1], options.chunk):
-            part = slice(low, low + options.chunk)
-            inputs = tokens[:, part]
-            if optimizer is not None and shuffle is not None:
-                inputs = _forget_some(inputs, options, shuffle)
-            after, next_state = model(inputs, log_gap[:, part], state)
-            before = torch.cat([state[:, None, : model.spec.hidden], after[:, :-1]], dim=1)
-            loss = loss_of(model, before, targets[:, part])
-            total += float(loss.detach())
-            if optimizer is not None:
-                optimizer.zero_grad()
-                (loss / max(1, int((targets[:, part, 0] != IGNORED).sum()))).backward()  # type: ignore[no-untyped-call]
-                torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-                optimizer.step()
-            state = next_state.detach()
-    return total / max(events, 1), events
+class _Step:
+    """Takes a gradient's step at the present rate, clipped, and counts."""
+
+    def __init__(self, model: SequenceModel, optimizer: torch.optim.Optimizer, rate: LearningRate) -> None:
+        self._model, self._optimizer, self.rate = model, optimizer, rate
+        self._norms: list[float] = []
+
+    def take(self, loss: Tensor) -> None:
+        self._optimizer.zero_grad()
+        loss.backward()  # type: ignore[no-untyped-call]
+        self._norms.append(float(torch.nn.utils.clip_grad_norm_(self._model.parameters(), LARGEST_NORM)))
+        for group in self._optimizer.param_groups:
+            group["lr"] = self.rate.rate
+        self._optimizer.step()
+        self.rate = self.rate.after_step()
+
+    @property
+    def mean_norm(self) -> float:
+        return float(np.mean(self._norms)) if self._norms else 0.0
+
+    @property
+    def clipped(self) -> float:
+        return float(np.mean(np.array(self._norms) > LARGEST_NORM)) if self._norms else 0.0
 
 
-def pad(batch: list[Sequence], sizes: tuple[int, ...]) -> tuple[Tensor, Tensor, Tensor]:
-    """Tokens, log gaps and targets of sessions, padded by one column more than the longest.
+def _losses(
+    model: SequenceModel, batch: Batch, options: TrainingOptions, random: np.random.Generator | None = None,
+    step: _Step | None = None, kept: NDArray[np.bool_] | None = None,
+) -> NDArray[np.float64]:  # fmt: skip
+    """(B,) nats of each session of a batch, its state carried from chunk to chunk; learns where there is a step.
 
-    Returns
-    -------
-    tokens, log_gap, targets
-        (B, T + 1, F + I) int64, (B, T + 1) float32, (B, T + 1, F) int64: target t is event t; after the last event
-        comes the end symbol in field 0 where the end was seen. All else is IGNORED, so padding adds nothing to a loss.
+    What is not kept is scored and adds nothing to a gradient.
     """
-    longest = max(len(s.log_gap) for s in batch) + 1
-    tokens = np.zeros((len(batch), longest, batch[0].tokens.shape[1]), np.int64)
-    log_gap = np.zeros((len(batch), longest), np.float32)
-    targets = np.full((len(batch), longest, len(sizes)), IGNORED, np.int64)
-    for b, sequence in enumerate(batch):
-        n = len(sequence.log_gap)
-        tokens[b, :n] = sequence.tokens
-        log_gap[b, :n] = sequence.log_gap
-        targets[b, :n] = sequence.tokens[:, : len(sizes)]
-        if sequence.ended:
-            targets[b, n, 0] = sizes[0]
-    return torch.from_numpy(tokens), torch.from_numpy(log_gap), torch.from_numpy(targets)
+    tokens, log_gap, targets = batch
+    total = np.zeros(len(tokens))
+    state = model.start_state(len(tokens))
+    counts = torch.ones(len(tokens)) if kept is None else torch.from_numpy(kept.astype(np.float32))
+    for low in range(0, tokens.shape[1], options.chunk):
+        part = slice(low, low + options.chunk)
+        inputs = tokens[:, part] if random is None else _forget_some(tokens[:, part], options, random)
+        after, next_state = model(inputs, log_gap[:, part], state)
+        before = torch.cat([state[:, None, : model.spec.hidden], after[:, :-1]], dim=1)
+        losses = losses_of(model, before, targets[:, part])
+        total += losses.detach().double().numpy()
+        told = (targets[:, part, 0] != IGNORED).sum(1) * counts
+        if step is not None and bool(told.any()):
+            step.take((losses * counts).sum() / told.sum())
+        state = next_state.detach()
+    return total
+
+
+def losses_of(model: SequenceModel, outputs: Tensor, targets: Tensor) -> Tensor:
+    """(B,) summed surprise in nats of (B, T, F) targets under (B, T, H) outputs."""
+    rows = targets.shape[:2]
+    losses = [
+        torch.nn.functional.nll_loss(
+            part.flatten(0, 1), targets[..., f].flatten(), ignore_index=IGNORED, reduction="none"
+        ).view(rows).sum(1)
+        for f, part in enumerate(model.log_probabilities(outputs))
+    ]  # fmt: skip
+    return torch.stack(losses).sum(0)
 
 
 def loss_of(model: SequenceModel, outputs: Tensor, targets: Tensor) -> Tensor:
     """Summed surprise in nats of (B, T, F) targets under (B, T, H) outputs."""
-    parts = model.log_probabilities(outputs)
-    losses = [
-        torch.nn.functional.nll_loss(
-            part.flatten(0, 1), targets[..., f].flatten(), ignore_index=IGNORED, reduction="sum"
-        )
-        for f, part in enumerate(parts)
-    ]
-    return torch.stack(losses).sum()
-
-
-def _batches(
-    sequences: list[Sequence], batch_tokens: int, shuffle: np.random.Generator | None
-) -> Iterator[list[Sequence]]:
-    """Sessions of like length together, so that little is padding; the batches' order is shuffled."""
-    order = sorted(range(len(sequences)), key=lambda i: len(sequences[i].log_gap))
-    batches: list[list[Sequence]] = [[]]
-    for i in order:
-        if batches[-1] and (len(sequences[i].log_gap) + 1) * (len(batches[-1]) + 1) > batch_tokens:
-            batches.append([])
-        batches[-1].append(sequences[i])
-    turns = range(len(batches)) if shuffle is None else shuffle.permutation(len(batches))
-    return (batches[int(i)] for i in turns)
+    return losses_of(model, outputs, targets).sum()
 
 
 def _forget_some(tokens: Tensor, options: TrainingOptions, generator: np.random.Generator) -> Tensor:
     """Inputs with a share replaced by each unknown id; padding too, which counts nothing."""
-    draw = torch.from_numpy(generator.random(tokens.shape))
+    draw_ = torch.from_numpy(generator.random(tokens.shape))
     columns = []
     for f in range(tokens.shape[-1]):
         column = tokens[..., f]
         for turn, token in enumerate(options.unknown[f] if options.unknown else (0,)):
             low, high = turn * options.unknown_rate, (turn + 1) * options.unknown_rate
-            column = column.masked_fill((draw[..., f] >= low) & (draw[..., f] < high), token)
+            column = column.masked_fill((draw_[..., f] >= low) & (draw_[..., f] < high), token)
         columns.append(column)
     return torch.stack(columns, dim=-1)

@@ -146,6 +146,11 @@ def train(
     promote: Annotated[bool, typer.Option("--promote", help="Let the new bundle serve.")] = False,
     seed: Annotated[int, typer.Option(help="Decides start weights and order.")] = 0,
     reason: Reason = None,
+    contamination: Annotated[
+        float | None,
+        typer.Option(min=0, max=0.4, help="Share of the sessions taken for bad; absent: model.contamination."),
+    ] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on with a training that was interrupted.")] = False,
     as_json: AsJson = False,
 ) -> None:
     """Learn a stream's grammar from its history into a bundle."""
@@ -157,7 +162,7 @@ def train(
         raise UsageError(message)
     train_stream(
         load_settings(config), stream, source=input_, since=since, until=until, promoted=promote, seed=seed,
-        as_json=as_json, why=reason,
+        contamination=contamination, resumes=resume, as_json=as_json, why=reason,
     )  # fmt: skip
 
 

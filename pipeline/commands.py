@@ -28,9 +28,7 @@ from pipeline.settings import Settings
 from pipeline.unmatched_lines import covered_now
 
 if TYPE_CHECKING:
-    from detectors.fit import Fit
     from pipeline.history import History
-    from pipeline.registry import Registry
 
 _FLUSH_S = 30.0
 _EXAMPLES = 5  # of unknown lines shown after a training
@@ -73,13 +71,15 @@ def _reading(path: Path, what: str) -> Iterator[Callable[[int], None]]:
 
 def train_stream(
     settings: Settings, name: str, *, source: Path | None, since: str | None, until: str | None, promoted: bool,
-    seed: int, as_json: bool, why: str | None = None,
+    seed: int, as_json: bool, contamination: float | None = None, resumes: bool = False, why: str | None = None,
 ) -> None:  # fmt: skip
     """Read history, fit, write the bundle, and let it serve if asked or if none does."""
+    from models.training import TrainingOptions
     from pipeline.history import from_file, from_topic, parse_moment_ms
     from pipeline.model_commands import try_to_tell
     from pipeline.registry import Registry
     from pipeline.serving import make_decoder
+    from pipeline.train import learn_bundle
 
     stream = settings.stream(name)
     directory = settings.bundles_dir / name
@@ -101,8 +101,10 @@ def train_stream(
             )
     for reason, number in history.rejected.items():
         screen.print(f"left out {number:,} records: {reason}", style="yellow")
+    share = stream.model.contamination if contamination is None else contamination
+    options = TrainingOptions(seed=seed, contamination=share)
     origin = f"topic {stream.topic}" if source is None else f"file {source.name}"
-    digest, learned = learn_bundle(settings, registry, history, seed=seed, source=origin, why=why)
+    digest, learned = learn_bundle(settings, registry, history, options, source=origin, why=why, resumes=resumes)
     serves = promoted or registry.serving_if_known() is None
     if serves:
         registry.promote(digest, why)
@@ -119,35 +121,6 @@ def train_stream(
     print(f"Vocabulary {learned.vocabulary.digest[:12]}: {_in_words(learned.vocabulary)}.")
     hint = "" if serves else f"; another one serves {name}, `--promote` lets this one"
     print(f"It lies in {directory / digest}{hint}." if hint else f"It serves {name} ({directory / digest}).")
-
-
-def learn_bundle(
-    settings: Settings, registry: Registry, history: History, *, seed: int, source: str, why: str | None
-) -> tuple[str, Fit]:
-    """Fit and write a bundle; whether it serves is another question.
-
-    Parameters
-    ----------
-    source
-        What it is trained on, in words.
-    """
-    from detectors.fit import fit
-    from models.training import Epoch, TrainingOptions
-    from pipeline.lineage import lineage
-    from pipeline.serving import certificate, make_parts
-
-    name, parent = registry.stream, registry.serving_if_known()
-    with progress_bar(f"training on {history.records:,} records", TrainingOptions().max_epochs) as update:
-
-        def on_epoch(e: Epoch) -> None:
-            update(e.number, f"loss {e.loss:.4f}, held back {e.validation_loss:.4f}, {e.events_per_s:,.0f} events/s")
-
-        parts, buckets = make_parts(settings, name, None), settings.stream(name).buckets
-        learned = fit(history.events, parts, seed, on_epoch, time.monotonic, buckets)
-    certified = json.dumps(certificate(settings, name, learned.vocabulary, learned.templates), indent=1).encode()
-    files = learned.files | {"certificate.json": certified}
-    told = lineage(settings, parent=parent, source=source, reason=why)
-    return registry.save(learned.content, files, told), learned
 
 
 def _in_words(vocabulary: Vocabulary) -> str:

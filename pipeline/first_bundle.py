@@ -38,12 +38,13 @@ def train_first(settings: Settings, name: str) -> dict[str, Any]:
         The topic cannot be read, or nothing can be learned from it.
     """
     from detectors.first_checks import check_first
+    from models.training import TrainingOptions
     from pipeline.clients import Clients
-    from pipeline.commands import learn_bundle
     from pipeline.history import History, from_topic
     from pipeline.model_commands import try_to_tell
     from pipeline.registry import Registry
     from pipeline.serving import load_bundle, make_decoder, make_live_decoder, make_parts
+    from pipeline.train import learn_bundle
 
     def quietly(_done: int, _total: int) -> None:
         pass
@@ -53,7 +54,7 @@ def train_first(settings: Settings, name: str) -> dict[str, Any]:
     history = from_topic(clients, stream, make_decoder(settings, name), None, None, quietly)
     taught, cuts = zip(*map(_without_end, history.events), strict=True)
     digest, fitted = learn_bundle(
-        settings, registry, History(list(taught), {}), seed=0, source=f"topic {stream.topic}", why=reason
+        settings, registry, History(list(taught), {}), TrainingOptions(), source=f"topic {stream.topic}", why=reason
     )
     learned = load_bundle(settings, name, digest)  # or a sentence: its features are not the worker's
     arrived = from_topic(clients, stream, make_live_decoder(settings, name, learned), None, None, quietly)

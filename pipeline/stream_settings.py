@@ -141,6 +141,11 @@ class ModelSettings(Section):
         description="How a bundle stores what was learned: float16 takes half the space, and the manifest says what "
         "that costs. Models compute in float32 either way.",
     )
+    contamination: float = Field(
+        0.0, ge=0, le=0.4,
+        description="Share of the history's sessions that are taken for bad: the strangest ones, which training learns "
+        "nothing from. 0 where the history is as it should be: what is left out in vain alarms later.",
+    )  # fmt: skip
 
 
 class PromiseSettings(Section):

@@ -10,8 +10,9 @@ import torch
 
 from models.errors import UnsuitableDataError
 from models.family import make_model
+from models.sequences import Sequence, pad
 from models.spec import ModelSpec
-from models.training import Epoch, Sequence, TrainingOptions, loss_of, pad, train
+from models.training import Epoch, TrainingOptions, loss_of, train
 
 SIZES = (6,)
 SPEC = ModelSpec("gru", 16, SIZES)
