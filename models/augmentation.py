@@ -1,0 +1,61 @@
+"""What makes training sequences more like those to come: order that wanders, and rare sequences seen often enough."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+SHARE, PLACES = 0.2, 5.0  # events that come late, and by how many places on average
+
+
+def delay_some(
+    tokens: NDArray[np.int32], fields: int, generator: np.random.Generator, share: float = SHARE, places: float = PLACES
+) -> NDArray[np.int32]:
+    """A session in which some events come later than they did.
+
+    Each event is late with probability `share`, by an exponentially distributed number of places; the others keep their
+    order. Where several threads or hosts write a session, the order of their events is chance, and a model that has
+    seen each sequence in one order only takes every other for as strange as a fault. It is of no use, and does harm,
+    where order is all there is, as in numbers measured one after another.
+
+    Parameters
+    ----------
+    tokens
+        (T, F + I) int32; left untouched.
+    fields
+        F: of these the rows change places; the I others tell of the time, which goes on as it did.
+
+    Returns
+    -------
+    tokens
+        (T, F + I) int32.
+
+    References
+    ----------
+    The idea, of training on orders that could have been, is that of Murphy et al. 2019, arXiv:1811.01900; we draw
+    orders near the one that was.
+    """
+    late = generator.random(len(tokens)) < share
+    arrival = np.arange(len(tokens)) + np.where(late, generator.exponential(places, len(tokens)), 0.0)
+    delayed = tokens.copy()
+    delayed[:, :fields] = tokens[np.argsort(arrival, kind="stable"), :fields]
+    return delayed
+
+
+def rarity_weights(sequences: Sequence[NDArray[np.int32]]) -> NDArray[np.float64]:
+    """(n,) probabilities to draw each session with, so that like ones come by the square root of their number.
+
+    So what a thousand sessions do alike is learned from 32 of them in an equal share of draws, and what one in a
+    thousand does is not forgotten. Sessions are alike when their tokens are.
+
+    >>> same, other = np.array([[1], [2]], np.int32), np.array([[3]], np.int32)
+    >>> rarity_weights([same, same, same, same, other]).round(3).tolist()
+    [0.167, 0.167, 0.167, 0.167, 0.333]
+    """
+    names = [(tokens.shape, tokens.tobytes()) for tokens in sequences]
+    count = Counter(names)
+    weights = 1.0 / np.sqrt([count[name] for name in names])
+    return np.asarray(weights / weights.sum())
