@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import partial
 from importlib.metadata import version
@@ -13,23 +13,21 @@ import numpy as np
 from numpy.typing import NDArray
 
 from detectors.calibration import Calibration
-from detectors.history import Chosen, History, Partition, data_span, measured, read_history, sequences
+from detectors.held_back import HeldBack, score_held_back
+from detectors.history import History, data_span, measured, read_history, sequences
 from detectors.learned_fields import LearnedFields, learn_fields
 from detectors.parts import Parts, make_runtime, pack
-from detectors.process import process_batch
-from detectors.rows import PartitionState, SessionRows
-from detectors.segments import BySegment, calibrate_segments
 from detectors.splits import LEARN, VALIDATE, Split, split_by_time
 from features.events import Events
 from features.numbers import NumberBins
-from features.sessions import END_INPUT
 from features.templates import Templates
 from features.tokens import Vocabulary
 from models.autoregression import Autoregression
 from models.linear import LinearRuntime
 from models.memory import Estimate, estimate
 from models.rounding import store_weights
-from models.runtime import F32, Runtime, widened
+from models.runtime import Runtime, widened
+from models.scratch import IN_MEMORY, Scratch
 from models.training import Epoch, Progress, TrainingOptions, train
 from models.training_state import TrainingState
 
@@ -49,12 +47,15 @@ class Host:
         Told of progress after each batch.
     load, keep
         Where the training of a name stood, and what replaces that after each epoch; without `keep` nothing is saved.
+    scratch
+        Room for the sequences.
     """
 
     on_estimate: Callable[[Estimate], None] = lambda _: None
     watch: Callable[[Progress], None] = lambda _: None
     load: Callable[[str], TrainingState | None] = lambda _: None
     keep: Callable[[str, TrainingState], None] | None = None
+    scratch: Scratch = IN_MEMORY
 
 
 @dataclass(frozen=True)
@@ -90,34 +91,6 @@ class Trained:
         return make_runtime(self.fields.spec(self.parts), widened(self.weights), self.parts.shape.fields)
 
 
-@dataclass(frozen=True)
-class HeldBack:
-    """Scores of n records and of E ended sessions that a model never saw, float32.
-
-    `of_records` and `of_sessions` are their segments; both empty where the stream has none.
-    """
-
-    records: F32
-    sessions: F32
-    of_records: list[str | None]
-    of_sessions: list[str | None]
-
-    def by_segment(self, rate: float) -> tuple[BySegment, BySegment]:
-        """Calibrations of the segments that have enough scores, of records and of sessions."""
-        return (
-            calibrate_segments(self.records, self.of_records, rate),
-            calibrate_segments(self.sessions, self.of_sessions, rate),
-        )
-
-    @classmethod
-    def together(cls, parts: Sequence[HeldBack]) -> HeldBack:
-        """Those of several partitions, or of several models."""
-        return cls(
-            np.concatenate([part.records for part in parts]), np.concatenate([part.sessions for part in parts]),
-            [name for part in parts for name in part.of_records], [name for part in parts for name in part.of_sessions],
-        )  # fmt: skip
-
-
 def fit(
     history: list[Events], parts: Parts, seed: int, on_epoch: OnEpoch, clock: Clock,
     buckets: Mapping[str, int] | None = None, *, options: TrainingOptions | None = None, host: Host = Host(),
@@ -147,7 +120,7 @@ def fit(
     read = read_history(history, parts)
     options = replace(TrainingOptions() if options is None else options, seed=seed)
     trained = train_split(read, split_by_time(read.first_ms), parts, options, on_epoch, clock, buckets, host=host)
-    held_back = held_back_scores(trained)
+    held_back = held_back_scores(trained).without_the_strangest(options.contamination)
     records, sessions = Calibration.learn(held_back.records), Calibration.learn(held_back.sessions)
     segments = held_back.by_segment(parts.rate)
     fields = trained.fields
@@ -171,9 +144,9 @@ def train_split(
         Under which the training's state is kept; of several splits each needs its own.
     """
     fields, history = learn_fields(history, split.learn, parts, buckets)
-    learning = sequences(history, split.learn, fields.knowing(parts, learning=True))
+    learning = sequences(history, split.learn, fields.knowing(parts, learning=True), host.scratch)
     parts = fields.knowing(parts)
-    validation = sequences(history, split.validate, parts)
+    validation = sequences(history, split.validate, parts, host.scratch)
     epochs: list[Epoch] = []
 
     def progress(epoch: Epoch) -> None:
@@ -194,25 +167,11 @@ def train_split(
 
 
 def held_back_scores(trained: Trained) -> HeldBack:
-    """Score the history as a worker would; keep the scores of records and of ended sessions held back."""
+    """What the model says of the sessions that its split held back for calibration."""
     learned = trained.parts.learned
     assert learned is not None, "vocabulary and bins are known by now"
     parts = replace(trained.parts, learned=replace(learned, model=trained.model))
-    return HeldBack.together([_scores(p, trained.split.calibrate, parts) for p in trained.history.partitions])
-
-
-def _scores(partition: Partition, held_back: Chosen, parts: Parts) -> HeldBack:
-    rows = SessionRows.empty(len(partition.events.sessions), parts.shape)
-    verdicts, _, _ = process_batch(partition.arrived, rows, PartitionState(0), parts, close_all=True)
-    ends = verdicts.ends.operation
-    counted = held_back[partition.session[ends]] & (verdicts.walk.kind[ends] != END_INPUT)
-    records = partition.records(held_back)
-    of_records: list[str | None] = []
-    of_sessions: list[str | None] = []
-    if (segments := verdicts.events.segments) is not None:
-        of_records = [segments[i] for i in records.tolist()]
-        of_sessions = [verdicts.ends.segment[e] for e in np.flatnonzero(counted).tolist()]
-    return HeldBack(verdicts.score[records], verdicts.ends.score[counted], of_records, of_sessions)
+    return score_held_back(trained.history, trained.split.calibrate, parts)
 
 
 def _content(trained: Trained, seed: int, records: Calibration, sessions: Calibration) -> dict[str, Any]:

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 from hashlib import sha256
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,12 +16,13 @@ from features.events import Events
 from features.measures import measure
 from features.sessions import END_INPUT, Walk, log_gaps, number_sessions, walk_sessions
 from models.errors import UnsuitableDataError
-from models.sequences import Sequence, Sequences
+from models.scratch import IN_MEMORY, Scratch
+from models.sequences import Sequences
 
 MIN_SESSIONS = 100
 # Where sessions are fewer, long ones are cut into pieces, each of which the model learns as a session of its own.
 PIECES, LEAST_PIECE = 1_000, 32
-
+_AT_ONCE = 100_000  # events turned into ids
 Chosen = NDArray[np.bool_]  # (S,) which sessions
 
 
@@ -64,9 +64,9 @@ def read_history(arrived: list[Events], parts: Parts) -> History:
         There are too few sessions.
     """
     arrived = [events for events in arrived if len(events)]
-    history = _sessionise(arrived, parts)
+    history = find_sessions(arrived, parts)
     if len(history.first_ms) < MIN_SESSIONS:  # hosts, say, whose sessions never end
-        history = _sessionise(arrived, parts, max(LEAST_PIECE, sum(map(len, arrived)) // PIECES))
+        history = find_sessions(arrived, parts, max(LEAST_PIECE, sum(map(len, arrived)) // PIECES))
     if len(history.first_ms) < MIN_SESSIONS:
         message = (
             f"the history holds {len(history.first_ms)} sessions; at least {MIN_SESSIONS} are needed to learn from and "
@@ -77,8 +77,8 @@ def read_history(arrived: list[Events], parts: Parts) -> History:
     return history
 
 
-def _sessionise(arrived: list[Events], parts: Parts, longest: int = 2**31 - 1) -> History:
-    """Walk each partition. `longest` as `number_sessions` has it."""
+def find_sessions(arrived: list[Events], parts: Parts, longest: int = 2**31 - 1) -> History:
+    """Walk each partition's events. `longest` as `number_sessions` has it."""
     partitions: list[Partition] = []
     first_ms: list[NDArray[np.int64]] = []
     opened = 0
@@ -95,35 +95,59 @@ def _sessionise(arrived: list[Events], parts: Parts, longest: int = 2**31 - 1) -
     return History(partitions, np.concatenate(first_ms) if first_ms else np.empty(0, np.int64))
 
 
-def sequences(history: History, chosen: Chosen, parts: Parts) -> Sequences:
-    """The chosen sessions, as the model takes them."""
-    return Sequences.of(s for partition in history.partitions for s in _sequences(partition, chosen, parts))
+def sequences(history: History, chosen: Chosen, parts: Parts, scratch: Scratch = IN_MEMORY) -> Sequences:
+    """The chosen sessions, as the model takes them: partition by partition, in order of their first events."""
+    found = [_chosen_steps(partition, chosen) for partition in history.partitions]
+    events, sessions = sum(len(f.records) for f in found), [f.numbers for f in found]
+    tokens = scratch.empty((events, parts.columns), np.int32)
+    log_gap = scratch.empty((events,), np.float32)
+    low = 0
+    for partition, steps in zip(history.partitions, found, strict=True):
+        part = slice(low, low + len(steps.records))
+        _fill(tokens[part], log_gap[part], partition, steps.records, parts)
+        low = part.stop
+    lengths = np.concatenate([f.lengths for f in found])
+    seen_end = np.zeros(len(chosen), np.bool_)
+    for partition in history.partitions:
+        ends = partition.walk.of_ends
+        seen_end[partition.session[ends[partition.walk.kind[ends] != END_INPUT]]] = True
+    starts = np.concatenate([np.zeros(1, np.int64), np.cumsum(lengths)])
+    return Sequences(tokens, log_gap, starts, seen_end[np.concatenate(sessions)])
 
 
-def _sequences(partition: Partition, chosen: Chosen, parts: Parts) -> Iterator[Sequence]:
-    walk, session = partition.walk, partition.session
-    ids, gaps = parts.ids(partition.events, partition.measures), log_gaps(walk.gap_ms)
-    seen_end = set(session[walk.of_ends[walk.kind[walk.of_ends] != END_INPUT]].tolist())
-    for number, records in _by_session(partition):
-        if chosen[number]:
-            yield Sequence(ids[records], gaps[records], number in seen_end)
+class _Steps(NamedTuple):
+    """(n,) events of the chosen sessions, session by session; (S,) numbers of these sessions, and their lengths."""
+
+    records: NDArray[np.int32]
+    numbers: NDArray[np.int32]
+    lengths: NDArray[np.int64]
 
 
-def _by_session(partition: Partition) -> Iterator[tuple[int, NDArray[np.int32]]]:
-    """Each session's number and records, in order."""
-    steps, session = partition.walk.steps, partition.session
-    steps = steps[np.argsort(session[steps], kind="stable")]
-    numbers, starts = np.unique(session[steps], return_index=True)
-    yield from zip(numbers.tolist(), np.split(partition.walk.record[steps], starts[1:]), strict=True)
+def _chosen_steps(partition: Partition, chosen: Chosen) -> _Steps:
+    steps = partition.walk.steps
+    steps = steps[chosen[partition.session[steps]]]
+    steps = steps[np.argsort(partition.session[steps], kind="stable")]  # session by session, each in order
+    return _Steps(partition.walk.record[steps], *np.unique(partition.session[steps], return_counts=True))
+
+
+def _fill(
+    tokens: NDArray[np.int32], log_gap: NDArray[np.float32], partition: Partition, records: NDArray[np.int32],
+    parts: Parts,
+) -> None:  # fmt: skip
+    """Write what the model is given of some events to where they belong; some at a time, as they lie in memory."""
+    log_gap[:] = log_gaps(partition.walk.gap_ms[records])
+    order = np.argsort(records, kind="stable")
+    for low in range(0, len(order), _AT_ONCE):
+        at = order[low : low + _AT_ONCE]
+        tokens[at] = parts.ids(partition.events.take(records[at].astype(np.intp)), partition.measures[records[at]])
 
 
 def measured(history: History, chosen: Chosen) -> list[NDArray[np.float32]]:
     """(T, N) numbers of each chosen session, in order."""
-    found = []
+    found: list[NDArray[np.float32]] = []
     for partition in history.partitions:
-        for number, records in _by_session(partition):
-            if chosen[number]:
-                found.append(partition.measures[records])
+        steps = _chosen_steps(partition, chosen)
+        found += np.split(partition.measures[steps.records], np.cumsum(steps.lengths)[:-1])
     return found
 
 

@@ -162,6 +162,12 @@ class Parts:
         """Names of the number columns."""
         return self.fields[self.shape.fields :]
 
+    @property
+    def columns(self) -> int:
+        """F + I: how many ids `ids` gives of an event."""
+        seasonal = () if self.learned is None else self.learned.seasonal
+        return len(self.fields) + len(seasonal)
+
     @cached_property
     def _number_encoder(self) -> NumberEncoder:
         return NumberEncoder(None if self.learned is None else self.learned.numbers)

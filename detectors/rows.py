@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
 from typing import Any
 
@@ -79,6 +80,11 @@ class SessionRows:
         rows.windows.fill(NO_WINDOWS)
         rows.segment.fill(b"")
         return rows
+
+    @classmethod
+    def concatenate(cls, parts: Sequence[SessionRows]) -> SessionRows:
+        """Copies of rows, one part after the other."""
+        return cls(*(np.concatenate([getattr(part, f.name) for part in parts]) for f in fields(cls)))
 
     def __len__(self) -> int:
         return len(self.events)

@@ -5,7 +5,8 @@ ModelError
 │   └── StoreUnavailableError   where it lies gives nothing now; it may later
 ├── RuntimeUnavailableError what should serve a model is not on this machine
 ├── UnsuitableDataError     the sequences given cannot teach a model
-└── ResumeError             a training that was interrupted cannot be continued
+├── ResumeError             a training that was interrupted cannot be continued
+└── ScratchError            there is no room for what a training works on
 """
 
 from __future__ import annotations
@@ -38,3 +39,7 @@ class UnsuitableDataError(ModelError):
 
 class ResumeError(ModelError):
     """What was saved of a training does not fit what is asked for now, or cannot be read."""
+
+
+class ScratchError(ModelError):
+    """The disk has no room for the sessions to learn from."""

@@ -13,6 +13,7 @@ from detectors.fit import Fit, Host, fit
 from detectors.parts import Parts
 from features.events import Events
 from models.memory import Estimate
+from models.scratch import Scratch
 from models.training import Epoch, Progress, TrainingOptions
 from models.training_state import TrainingState
 from pipeline.free_memory import free_memory
@@ -86,7 +87,7 @@ def train_on(
                 screen.print(_where(state), style="yellow")
             return state
 
-        host = Host(on_estimate, watch, load, folder.keep)
+        host = Host(on_estimate, watch, load, folder.keep, Scratch(folder.path))
         return fit(events, parts, options.seed, on_epoch, time.monotonic, buckets, options=options, host=host)
 
 
