@@ -131,7 +131,8 @@ def test_show_an_open_session(kept: Stack) -> None:
     last = max(m.offset() for m in kept.read(kept.source) if m.key() == "open/é".encode())
     source = {"topic": kept.source, "partition": where.partition()}
     assert show(kept, "open/é") == {
-        "stream": "orders", "session": "open/é", "open": True, "events": 3, "waiting": 0, "first_ms": START_MS,
+        "stream": "orders", "session": "open/é", "open": True, "segment": None,
+        "events": 3, "waiting": 0, "first_ms": START_MS,
         "last_ms": START_MS + 1_500, "due_ms": START_MS + 6_500, "max_events": 12,
         "worst_record": {"score": worst["score"], "offset": int(worst["id"].split("/")[3])},
         "bundle": {"mark": digest[:16], "digest": digest, "serving": True},
