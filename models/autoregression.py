@@ -18,6 +18,7 @@ F64 = NDArray[np.float64]
 SPAN = 20  # records over which residuals are averaged
 CAP = 10.0  # spreads; more counts as that, so that one wild value does not outweigh a fault of many records
 _RIDGE = 1e-4  # of the values' variance: lags that say the same share the weight
+_LARGEST = 1e100
 _RESOLUTION = 1e-6  # float32 holds seven digits, so a smaller spread is noise of the format
 
 
@@ -224,9 +225,9 @@ def _moments(sessions: Sequence[NDArray[np.floating]]) -> tuple[F64, F64]:
 
 
 def _finite(session: NDArray[np.floating]) -> F64:
-    """The values in float64; infinite ones are missing."""
+    """The values in float64, of which squares are finite; infinite ones are missing."""
     values = session.astype(np.float64)
-    return np.where(np.isfinite(values), values, np.nan)
+    return np.where(np.isfinite(values), np.clip(values, -_LARGEST, _LARGEST), np.nan)
 
 
 def _held(values: F64) -> tuple[F64, F64]:

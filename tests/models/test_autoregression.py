@@ -152,6 +152,15 @@ def test_saved_and_read_it_scores_the_same() -> None:
     np.testing.assert_array_equal(again.score_many(session), model.score_many(session))
 
 
+def test_the_largest_numbers_and_empty_channels_do_not_break_it() -> None:
+    """Values near the end of float64, and a channel that never had one, leave all others' scores finite."""
+    wild = wander(np.random.default_rng(0), 300)
+    wild[50, 0], wild[:, 1] = -1.7e308, np.nan
+    model = Autoregression.fit([wild, wild[:0]], lags=3)
+    assert np.isfinite(model.score_many(wild)[1:]).all()
+    assert all(np.isfinite(part).all() for part in model.to_arrays().values())
+
+
 def test_short_sessions_are_refused() -> None:
     """Nothing can be forecast where no session is longer than the lags."""
     with pytest.raises(UnsuitableDataError, match="no session has more than 10 records"):
