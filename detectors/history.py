@@ -50,6 +50,11 @@ class History:
     first_ms: NDArray[np.int64]
 
     @property
+    def ended(self) -> int:
+        """Sessions that were seen to end."""
+        return sum(int((p.walk.kind[p.walk.of_ends] != END_INPUT).sum()) for p in self.partitions)
+
+    @property
     def span_ms(self) -> int:
         """Between the first events of the first session and of the last."""
         return int(self.first_ms.max() - self.first_ms.min())

@@ -1,12 +1,11 @@
-"""What makes training sequences more like those to come: order that wanders, and rare sequences seen often enough."""
+"""What makes training sequences more like those to come: order that wanders."""
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Sequence
-
 import numpy as np
 from numpy.typing import NDArray
+
+from models.sequences import Sequence
 
 SHARE, PLACES = 0.2, 5.0  # events that come late, and by how many places on average
 
@@ -45,17 +44,7 @@ def delay_some(
     return delayed
 
 
-def rarity_weights(sequences: Sequence[NDArray[np.int32]]) -> NDArray[np.float64]:
-    """(n,) probabilities to draw each session with, so that like ones come by the square root of their number.
-
-    So what a thousand sessions do alike is learned from 32 of them in an equal share of draws, and what one in a
-    thousand does is not forgotten. Sessions are alike when their tokens are.
-
-    >>> same, other = np.array([[1], [2]], np.int32), np.array([[3]], np.int32)
-    >>> rarity_weights([same, same, same, same, other]).round(3).tolist()
-    [0.167, 0.167, 0.167, 0.167, 0.333]
-    """
-    names = [(tokens.shape, tokens.tobytes()) for tokens in sequences]
-    count = Counter(names)
-    weights = 1.0 / np.sqrt([count[name] for name in names])
-    return np.asarray(weights / weights.sum())
+def delayed(sequence: Sequence, fields: int, generator: np.random.Generator, share: float) -> Sequence:
+    """The same of a session; each place keeps its time gap."""
+    tokens = delay_some(sequence.tokens, fields, generator, share)
+    return Sequence(tokens, sequence.log_gap, sequence.ended)

@@ -1,4 +1,4 @@
-"""Which sessions an epoch learns from, and small changes to them. Pure: all chance comes from the generator given."""
+"""Which sessions an epoch learns from. Pure: all chance comes from the generator given."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from hashlib import blake2b
 import numpy as np
 from numpy.typing import NDArray
 
-from models.sequences import Sequence, Sequences
+from models.sequences import Sequences
 
 
 def kinds(sequences: Sequences) -> NDArray[np.int64]:
@@ -47,19 +47,6 @@ def draw_by_square_root(kind: NDArray[np.int64], random: np.random.Generator) ->
     wanted = np.ceil(np.sqrt(counts)).astype(np.int64)
     place = np.arange(len(kind)) - np.repeat(np.cumsum(counts) - counts, counts)  # among those of its kind
     return np.sort(by_kind[place < np.repeat(wanted, counts)])
-
-
-def swap_neighbours(sequence: Sequence, random: np.random.Generator) -> Sequence:
-    """The session with two neighbouring events, drawn at random, in the other order; each place keeps its time gap.
-
-    As if what runs side by side had been written in another order. A session of one event stays as it is.
-    """
-    if len(sequence.log_gap) < 2:
-        return sequence
-    at = int(random.integers(len(sequence.log_gap) - 1))
-    tokens = sequence.tokens.copy()
-    tokens[[at, at + 1]] = tokens[[at + 1, at]]
-    return Sequence(tokens, sequence.log_gap, sequence.ended)
 
 
 def without_the_strangest(surprise: NDArray[np.float64], share: float) -> NDArray[np.bool_]:

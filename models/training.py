@@ -12,10 +12,11 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from models.augmentation import delayed
 from models.errors import UnsuitableDataError
 from models.family import SequenceModel, make_model
 from models.learning_rate import LearningRate
-from models.sampling import draw_by_square_root, kinds, swap_neighbours, without_the_strangest
+from models.sampling import draw_by_square_root, kinds, without_the_strangest
 from models.sequences import IGNORED, Batch, Sequence, Sequences, batches, pad
 from models.spec import ModelSpec
 from models.training_state import TrainingState, beginning, check_resumable
@@ -41,7 +42,7 @@ class TrainingOptions:
     contamination: float = 0.0  # share of the sessions that are taken for bad, and learned nothing from
     trim_after: int = 3  # epochs that tell what is usual, before the strangest are left out
     by_square_root: bool = False  # of c sessions with the same tokens, an epoch draws the square root of c
-    swapped: float = 0.0  # share of the sessions that are given with two neighbouring events swapped
+    delayed: float = 0.0  # share of the events that are given some places later than they came
 
     def batch_of(self, sequences: Sequences) -> int:
         """Events in one batch of an epoch over these."""
@@ -154,13 +155,14 @@ class _Training:
         # the bits.
         torch.set_num_threads(1)
         torch.manual_seed(options.seed)
-        self._sequences, self._validation, self._options = sequences, validation, options
+        self._sequences, self._options = sequences, options
         self._clock, self._watch = clock, watch
         self._random = np.random.default_rng(options.seed)
         self._model = make_model(spec)
-        self._optimizer = torch.optim.AdamW(self._model.parameters(), lr=options.learning_rate, weight_decay=1e-4)
+        self._optimizer = torch.optim.AdamW(self._model.parameters(), lr=options.learning_rate, weight_decay=0.0)
         self._rate = LearningRate(options.learning_rate, options.warm_up)
         self._kind = kinds(sequences) if options.by_square_root else None
+        self._validation = self._drawn_once(validation)
         self._surprise = np.full(len(sequences), -np.inf)  # (S,) nats per event, of each session when last seen
         self.best = self._model.weights()
         self.epochs: list[Epoch] = []
@@ -175,7 +177,7 @@ class _Training:
         share = options.contamination if len(self.epochs) >= options.trim_after else 0.0
         kept = without_the_strangest(self._surprise, share)
         everything = np.arange(len(self._sequences))
-        drawn = everything if self._kind is None else draw_by_square_root(self._kind, self._random)
+        drawn = everything if self._kind is None else self._draw(self._kind)
         step = _Step(self._model, self._optimizer, self._rate)
         loss = self._learn(drawn, kept, step, began)
         validation_loss = self._validate()
@@ -200,7 +202,7 @@ class _Training:
         self._model.train()
         total, counted, seen, of = 0.0, 0, 0, int(lengths[drawn].sum())
         for numbers in batches(lengths, drawn, options.batch_of(self._sequences), self._random):
-            given = [self._varied(self._sequences[n]) for n in numbers.tolist()]
+            given = [self._varied(self._sequences[n], self._random) for n in numbers.tolist()]
             batch = pad(given, self._model.spec.sizes)
             losses = _losses(self._model, batch, options, self._random, step, kept[numbers])
             self._surprise[numbers] = losses / lengths[numbers]
@@ -222,9 +224,24 @@ class _Training:
         kept = without_the_strangest(losses / lengths, self._options.contamination)
         return float(losses[kept].sum() / lengths[kept].sum())
 
-    def _varied(self, sequence: Sequence) -> Sequence:
-        swaps = self._options.swapped > 0 and self._random.random() < self._options.swapped
-        return swap_neighbours(sequence, self._random) if swaps else sequence
+    def _draw(self, kind: NDArray[np.int64]) -> NDArray[np.int64]:
+        """About as many sessions as there are, so that an epoch is as long as without drawing."""
+        once = draw_by_square_root(kind, self._random)
+        more = (draw_by_square_root(kind, self._random) for _ in range(len(kind) // len(once) - 1))
+        return np.concatenate([once, *more])
+
+    def _drawn_once(self, validation: Sequences) -> Sequences:
+        """What progress is judged by must be drawn and varied as what is learned from, and always the same."""
+        random = np.random.default_rng(self._options.seed + 1)
+        if self._kind is None:
+            return validation
+        drawn = draw_by_square_root(kinds(validation), random)
+        return Sequences.of(self._varied(validation[n], random) for n in drawn.tolist())
+
+    def _varied(self, sequence: Sequence, random: np.random.Generator) -> Sequence:
+        if not self._options.delayed:
+            return sequence
+        return delayed(sequence, len(self._model.spec.sizes), random, self._options.delayed)
 
     def _tell(self, share: float, loss: float, events_per_s: float, events: int) -> None:
         done, most = len(self.epochs) + share, self._options.max_epochs

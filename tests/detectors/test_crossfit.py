@@ -1,4 +1,4 @@
-"""Cross-fitting: each session calibrates once, scored by a model that never saw it nor its neighbours in time."""
+"""Cross-fitting: each session is held back once, from a model that never saw it nor its neighbours in time."""
 
 from __future__ import annotations
 
@@ -7,42 +7,22 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from detectors.calibration import Calibration
-from detectors.crossfit import MOST_SESSIONS, Scores, cross_fit, folds_by_time, is_worthwhile
+from detectors.crossfit import MOST_SESSIONS, is_worthwhile, splits_by_time
 
 
 @given(st.lists(st.integers(0, 50), min_size=1, max_size=60), st.integers(1, 7))
-def test_folds_are_blocks_of_time(first_ms: list[int], folds: int) -> None:
-    """Every session has one fold; no fold has sessions before and after another's; sizes differ by one at most."""
+def test_each_session_is_held_back_once_in_a_block_of_time(first_ms: list[int], folds: int) -> None:
+    """No session has two parts; blocks have as many sessions, give or take one, and none lies within another."""
     times = np.array(first_ms, np.int64)
-    fold = folds_by_time(times, folds)
-    in_time = fold[np.argsort(times, kind="stable")]
-    assert (np.diff(in_time) >= 0).all()
-    sizes = np.bincount(fold, minlength=folds)
-    assert len(sizes) == folds
-    assert sizes.max() - sizes.min() <= 1
-
-
-@given(st.integers(0, 2**32), st.integers(10, 80))
-def test_every_session_is_scored_once_by_others(seed: int, count: int) -> None:
-    """Learners and scored never overlap and are all; the calibration is that of all scores in order of time."""
-    rng = np.random.default_rng(seed)
-    fold = folds_by_time(rng.integers(0, 1_000, count), 5)
-    value = rng.gamma(4, 1, count).astype(np.float32)
-    scored = np.zeros(count, np.int64)
-
-    def learn_and_score(learn: np.ndarray, held: np.ndarray) -> Scores:
-        assert (learn ^ held).all()
-        scored[held] += 1
-        strange = np.abs(value[held] - value[learn].mean())
-        return Scores(np.repeat(strange, 2), strange)
-
-    found = cross_fit(fold, learn_and_score)
-    assert (scored == 1).all()
-    expected = np.concatenate([np.abs(value[fold == f] - value[fold != f].mean()) for f in range(5)])
-    asked = np.sort(expected)
-    assert found.sessions.p_values(asked).tolist() == Calibration.learn(expected).p_values(asked).tolist()
-    assert found.records.p_values(asked).tolist() == Calibration.learn(np.repeat(expected, 2)).p_values(asked).tolist()
-    assert found.counts == tuple((2 * n, n) for n in np.bincount(fold, minlength=5).tolist())
+    found = list(splits_by_time(times, folds))
+    assert len(found) == folds
+    held = np.stack([split.calibrate for split in found])
+    assert (held.sum(0) == 1).all()
+    assert (np.diff(held.argmax(0)[np.argsort(times, kind="stable")]) >= 0).all()
+    assert held.sum(1).max() - held.sum(1).min() <= 1
+    for split in found:
+        assert (split.learn.astype(int) + split.validate + split.calibrate == 1).all()
+        assert split.validate.sum() == (~split.calibrate).sum() // 8
 
 
 def test_the_promise_is_kept_where_a_model_fits_too_well() -> None:
@@ -54,13 +34,11 @@ def test_the_promise_is_kept_where_a_model_fits_too_well() -> None:
         near = np.linalg.norm(of[:, None] - to[None], axis=2)
         return np.sort(near, axis=1)[:, 0].astype(np.float32)
 
-    found = cross_fit(
-        folds_by_time(np.arange(600)),
-        lambda learn, held: Scores(np.empty(0, np.float32), distance(known[learn], known[held])),
-    )
+    splits = splits_by_time(np.arange(600), 5)
+    found = Calibration.learn(np.concatenate([distance(known[s.learn], known[s.calibrate]) for s in splits]))
     strange = distance(known, fresh)
     assert (Calibration.learn(distance(known, known)).p_values(strange) <= 0.05).mean() > 0.5
-    assert 0.02 < (found.sessions.p_values(strange) <= 0.05).mean() < 0.075
+    assert 0.02 < (found.p_values(strange) <= 0.05).mean() < 0.075
 
 
 def test_when_it_is_worth_the_trainings() -> None:

@@ -71,7 +71,8 @@ def test_the_strangest_sessions_are_left_out() -> None:
     """A quarter of four is the one with the highest mean, with its records and its end; of none nothing is left out."""
     scores = HeldBack(
         np.array([1, 9, 5, 5, 2, 2, 8], np.float32), np.array([4, 4, 7, 7, 8, 8, 9], np.int32),
-        np.array([9, 5, 8], np.float32), np.array([4, 7, 9], np.int32), np.array(list("aabbccd")), np.array(list("abd")),
+        np.array([9, 5, 8], np.float32), np.array([4, 7, 9], np.int32),
+        np.array(list("aabbccd")), np.array(list("abd")),
     )  # fmt: skip
     kept = scores.without_the_strangest(0.25)
     assert kept.of_record.tolist() == [4, 4, 7, 7, 8, 8]

@@ -8,7 +8,7 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from models.augmentation import delay_some, rarity_weights
+from models.augmentation import delay_some
 
 
 @given(length=st.integers(0, 60), seed=st.integers(0, 1_000), share=st.floats(0, 1), places=st.floats(0.1, 50))
@@ -46,13 +46,3 @@ def test_the_same_seed_delays_the_same() -> None:
     tokens = np.arange(50, dtype=np.int32)[:, None]
     once, again = (delay_some(tokens, 1, np.random.default_rng(3)) for _ in range(2))
     np.testing.assert_array_equal(once, again)
-
-
-@given(counts=st.lists(st.integers(1, 20), min_size=1, max_size=6))
-def test_like_sessions_are_drawn_by_the_square_root_of_their_number(counts: list[int]) -> None:
-    """Whatever the counts, the chances of kinds are as the roots, and those of one kind equal."""
-    kinds = [np.full((3, 1), k, np.int32) for k in range(len(counts))]
-    weights = rarity_weights([kinds[k] for k, n in enumerate(counts) for _ in range(n)])
-    np.testing.assert_allclose(weights.sum(), 1)
-    of_kinds = [part.sum() for part in np.split(weights, np.cumsum(counts)[:-1])]
-    np.testing.assert_allclose(of_kinds, np.sqrt(counts) / np.sqrt(counts).sum())

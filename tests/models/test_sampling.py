@@ -9,7 +9,7 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from models.sampling import draw_by_square_root, kinds, swap_neighbours, without_the_strangest
+from models.sampling import draw_by_square_root, kinds, without_the_strangest
 from models.sequences import Sequence, Sequences
 
 TOKENS = st.lists(st.integers(2, 4), min_size=1, max_size=3)
@@ -42,18 +42,6 @@ def test_a_kind_gives_other_sessions_each_time() -> None:
     """Over a few draws all sessions of a kind come, so that all their time gaps are learned from."""
     random, kind = np.random.default_rng(0), np.zeros(9, np.int64)
     assert set(np.concatenate([draw_by_square_root(kind, random) for _ in range(30)]).tolist()) == set(range(9))
-
-
-@given(st.lists(st.integers(2, 9), min_size=1, max_size=8), st.integers(0, 9))
-def test_a_swap_moves_two_neighbours(tokens: list[int], seed: int) -> None:
-    """The tokens are the same but for two neighbours; gaps, end and the session given stay."""
-    before = sequence(tokens, gap=1.0)
-    after = swap_neighbours(before, np.random.default_rng(seed))
-    assert before.tokens[:, 0].tolist() == tokens
-    swapped = [[*tokens[:i], tokens[i + 1], tokens[i], *tokens[i + 2 :]] for i in range(len(tokens) - 1)]
-    assert after.tokens[:, 0].tolist() in (swapped or [tokens])
-    assert (after.log_gap == before.log_gap).all()
-    assert after.ended
 
 
 @given(st.lists(st.floats(-9, 9), min_size=1, max_size=50), st.floats(0, 0.9))
