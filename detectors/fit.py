@@ -140,10 +140,11 @@ def fit(
 def _recipe(parts: Parts) -> dict[str, Any]:
     """How sessions of events are learned otherwise than numbers measured one after another.
 
-    Who writes what when is often chance, and most sessions are alike. On Hadoop's blocks these two made the difference
-    between an F1 of .59 and one of .96 (docs/quality-experiments.md).
+    Most sessions are alike, so the rare ones are drawn more often; and where their order is loose, others that could
+    have been are learned too (docs/quality-experiments.md has what both bring).
     """
-    return {} if parts.number_fields else {"by_square_root": True, "delayed": SHARE}
+    drawn = {} if parts.number_fields else {"by_square_root": True}
+    return drawn | ({"delayed": SHARE} if parts.order == "loose" else {})
 
 
 def _cross_fit(

@@ -99,6 +99,8 @@ class Parts:
         None until a bundle serves.
     model
         What is trained for it, still without sizes.
+    order
+        "strict", or "loose" where what is trained shall take no order for strange.
     weights
         "float32" or "float16": how training stores them.
     measures
@@ -128,6 +130,7 @@ class Parts:
     watch: SchemaWatch | None = None
     model: ModelSpec = USUAL_MODEL
     weights: str = "float32"
+    order: str = "strict"
     online: OnlineRules = ONLINE
 
     @property

@@ -42,7 +42,7 @@ class TrainingOptions:
     contamination: float = 0.0  # share of the sessions that are taken for bad, and learned nothing from
     trim_after: int = 3  # epochs that tell what is usual, before the strangest are left out
     by_square_root: bool = False  # of c sessions with the same tokens, an epoch draws the square root of c
-    delayed: float = 0.0  # share of the events that are given some places later than they came
+    delayed: float = 0.0  # share of the events that are given some places later than they came, where order is chance
 
     def batch_of(self, sequences: Sequences) -> int:
         """Events in one batch of an epoch over these."""

@@ -150,6 +150,7 @@ def make_parts(settings: Settings, name: str, learned: Learned | None) -> Parts:
         learned=learned,
         model=model,
         weights=stream.model.weights,
+        order=stream.model.order,
         remembered=0 if stream.duplicates.id is None else stream.duplicates.remember,
         sends_late=stream.late.send,
         measures=measures,

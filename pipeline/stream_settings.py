@@ -131,6 +131,12 @@ class ModelSettings(Section):
         "its own last values, and knows nothing else.",
     )
     hidden: Literal[16, 32, 64, 128, 256] = Field(64, description="Width of what the core tells the heads.")
+    order: Literal["strict", "loose"] = Field(
+        "strict",
+        description="Whether an event in the wrong place is strange. loose: sessions are written by several threads or "
+        "hosts at once, and training also shows the model orders that could have been; it then alarms less often for "
+        "order alone, and what is missing or swapped is harder to see.",
+    )  # fmt: skip
     context: int = Field(
         32, ge=4, le=256,
         description="Last events kept per session: shown in explanations, replayed for a new model, and all that a "
@@ -421,6 +427,9 @@ class StreamSettings(Section):
                 f"{columns} numbers of the last {self.model.context} events are more than a session's row can hold "
                 f"({_MOST_KEPT_NUMBERS:,}); make model.context or the numbers fewer"
             )
+            raise ValueError(message)
+        if self.model.order == "loose" and self.kind == "metrics":
+            message = "model.order: loose is for events and log lines; samples come in the order of their times"
             raise ValueError(message)
         if self.model.core == "linear" and (not self.number_fields or self.named_number is not None):
             message = (

@@ -17,7 +17,7 @@ from models.training_state import TrainingState, load_state, save_state
 
 SPEC = ModelSpec("gru", 16, (6,))
 OPTIONS = TrainingOptions(
-    max_epochs=7, batch_tokens=128, contamination=0.1, trim_after=2, by_square_root=True, swapped=0.3
+    max_epochs=7, batch_tokens=128, contamination=0.1, trim_after=2, by_square_root=True, delayed=0.2
 )  # fmt: skip
 clock = itertools.count().__next__
 
