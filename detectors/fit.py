@@ -17,7 +17,7 @@ from detectors.crossfit import is_worthwhile, splits_by_time
 from detectors.held_back import HeldBack, score_held_back
 from detectors.history import History, data_span, measured, read_history, sequences
 from detectors.learned_fields import LearnedFields, learn_fields
-from detectors.parts import Parts, make_runtime, pack
+from detectors.parts import CLASSES, Parts, make_runtime, pack
 from detectors.splits import LEARN, VALIDATE, Split, split_by_time
 from features.events import Events
 from features.numbers import NumberBins
@@ -205,9 +205,10 @@ def held_back_scores(trained: Trained) -> HeldBack:
 def _content(trained: Trained, seed: int, records: Calibration, sessions: Calibration) -> dict[str, Any]:
     """What the manifest says."""
     parts, fields, epochs = trained.parts, trained.fields, trained.epochs
+    softmax = {"softmax": CLASSES} if any(fields.spec(parts).class_widths) else {}
     return {
         "stream": parts.stream,
-        "schema": parts.schema | {"seasonal": list(fields.seasonal)},
+        "schema": parts.schema | {"seasonal": list(fields.seasonal)} | softmax,
         "rules": {"gap_ms": parts.rules.gap_ms, "max_events": parts.rules.max_events},
         "data": data_span(trained.history),
         "training": {

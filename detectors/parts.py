@@ -37,6 +37,7 @@ NO_NUMBERS = NumberBins(())
 NO_RULES = NumberRules()
 NO_WINDOW = 0  # of a core whose weights are for any
 USUAL_MODEL = ModelSpec("gru", 64, ())
+CLASSES = "classes"  # of ids, in the softmax of large vocabularies; bundles of before there were any do not say it
 VOCABULARY_VERSION = 2  # the first had no version in its file, and no `<rare>`
 
 
@@ -326,7 +327,10 @@ def learned_of(bundle: Bundle, runtime: str = "auto", device: str = "cpu") -> Le
         message = f"bundle {bundle.digest[:12]} lacks a part ({error}); run `offbeat train --promote`"
         raise BundleError(message) from None
     sizes, inputs = (*vocabulary.sizes, *bins.sizes), _input_sizes(seasonal)
-    spec = ModelSpec(schema["core"], schema["hidden"], sizes, inputs, schema.get("context", NO_WINDOW))
+    spec = ModelSpec(
+        schema["core"], schema["hidden"], sizes, inputs, schema.get("context", NO_WINDOW),
+        flat=schema.get("softmax") != CLASSES,
+    )  # fmt: skip
     model = make_runtime(spec, weights, len(vocabulary.sizes), runtime, device)
     return Learned(
         bundle.digest, vocabulary, model, records, sessions, templates, certificate, bins, seasonal, usual, *segments

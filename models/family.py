@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from models.heads import log_probabilities
 from models.spec import ModelSpec, state_size
 
 EMBEDDING = 16
@@ -79,7 +80,7 @@ class SequenceModel(nn.Module):
     def log_probabilities(self, outputs: Tensor) -> list[Tensor]:
         """(..., V_f) log-probabilities per field under (..., H) outputs; the first field's last entry is the end."""
         parts = self.head(outputs).split(self.spec.head_widths, dim=-1)
-        return [part.log_softmax(-1) for part in parts]
+        return [log_probabilities(part, width) for part, width in zip(parts, self.spec.class_widths, strict=True)]
 
     def weights(self) -> dict[str, np.ndarray[Any, Any]]:
         """All parameters as float32 arrays, by the names that serving reads."""

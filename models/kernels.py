@@ -62,12 +62,12 @@ def _sigmoid(x):
 
 
 @njit(inline="always", fastmath=_FAST, error_model="numpy")
-def _add_product(out, h, w, hidden, width):
-    """out[:width] += h @ w[:, :width], eight rows of w at a time."""
+def _add_product(out, h, w, hidden, low, high):
+    """out[low:high] += h @ w[:, low:high], eight rows of w at a time."""
     for k in range(0, hidden, 8):
         h0, h1, h2, h3 = h[k], h[k + 1], h[k + 2], h[k + 3]
         h4, h5, h6, h7 = h[k + 4], h[k + 5], h[k + 6], h[k + 7]
-        for j in range(width):
+        for j in range(low, high):
             out[j] += (
                 h0 * w[k, j] + h1 * w[k + 1, j] + h2 * w[k + 2, j] + h3 * w[k + 3, j]
                 + h4 * w[k + 4, j] + h5 * w[k + 5, j] + h6 * w[k + 6, j] + h7 * w[k + 7, j]
@@ -85,10 +85,23 @@ def _log_sum_exp(logits, low, high):
     return top + f4(np.log(total))
 
 
+@njit(inline="always", fastmath=_FAST, error_model="numpy")
+def _surprise_in_class(logits, h, head, head_bias, size, low, high, at, width, stop, symbol):
+    """Surprise of a symbol of a field with classes: of its class, whose logits are known, and among its class's ids."""
+    which = symbol // width
+    begin = at + which * width
+    end = min(begin + width, stop)
+    for j in range(begin, end):
+        logits[j] = head_bias[j]
+    _add_product(logits, h, head, size, begin, end)
+    of_class = _log_sum_exp(logits, low, high) - logits[low + which]
+    return of_class + _log_sum_exp(logits, begin, end) - logits[at + symbol]
+
+
 @njit(cache=True, fastmath=_FAST, error_model="numpy")
 def score_and_step(
     kind, row, record, first, tokens, among, log_gap, hidden, start,
-    table, table_offset, gap_weight, bias, recurrent, recurrent_bias, head, head_bias, head_offset,
+    table, table_offset, gap_weight, bias, recurrent, recurrent_bias, head, head_bias, head_offset, classed,
     surprise, states, end_surprise,
 ):  # fmt: skip
     """Run m operations on S rows: score each event under the state before it, then step.
@@ -111,19 +124,22 @@ def score_and_step(
     recurrent, recurrent_bias
         (H, 3H) transposed; (H,) for the candidate, inside the reset gate.
     head, head_bias, head_offset
-        (H, W), (W,), (F + 1,): columns of field f are head_offset[f] to head_offset[f + 1]; the first field's last
-        is the end of the session.
+        (H, W), (W,), (F + 1,): columns of field f are head_offset[f] to head_offset[f + 1], its symbols, or its classes
+        where it has these; the first field's last symbol is the end of the session.
+    classed
+        (F, 3): of a field with classes, how many symbols each has, where the columns of its symbols begin and end; all
+        of them stand after head_offset[F]. Else 0.
     surprise, states, end_surprise
         Out: (n, F) float32 in nats, (m, H) states each operation was scored under, (m,) surprise of each end.
     """
     size = len(start)  # rows may be wider; what lies beyond is another's
     fields, inputs = len(head_offset) - 1, tokens.shape[1]
     free = fields - among.shape[1]
-    width = head.shape[1]
+    width = head_offset[fields]
     end_width = head_offset[1]
     gates = np.empty(3 * size, f4)
     h = np.empty(size, f4)
-    logits = np.empty(width, f4)
+    logits = np.empty(head.shape[1], f4)
     for o in range(len(kind)):
         s = row[o]
         if kind[o] != STEP and kind[o] != LATE:
@@ -131,8 +147,14 @@ def score_and_step(
                 states[o, j] = hidden[s, j]
             for j in range(end_width):
                 logits[j] = head_bias[j]
-            _add_product(logits, hidden[s], head, size, end_width)
-            end_surprise[o] = _log_sum_exp(logits, 0, end_width) - logits[end_width - 1]
+            _add_product(logits, hidden[s], head, size, 0, end_width)
+            if classed[0, 0] > 0:
+                at, stop = classed[0, 1], classed[0, 2]
+                end_surprise[o] = _surprise_in_class(
+                    logits, hidden[s], head, head_bias, size, 0, end_width, at, classed[0, 0], stop, stop - at - 1
+                )
+            else:
+                end_surprise[o] = _log_sum_exp(logits, 0, end_width) - logits[end_width - 1]
             continue
         i = record[o]
         for j in range(size):
@@ -140,9 +162,15 @@ def score_and_step(
             states[o, j] = h[j]
         for j in range(width):
             logits[j] = head_bias[j]
-        _add_product(logits, h, head, size, width)
+        _add_product(logits, h, head, size, 0, width)
         for f in range(fields):
             low, high = head_offset[f], head_offset[f + 1]
+            if classed[f, 0] > 0:
+                surprise[i, f] = _surprise_in_class(
+                    logits, h, head, head_bias, size, low, high, classed[f, 1], classed[f, 0], classed[f, 2],
+                    tokens[i, f],
+                )  # fmt: skip
+                continue
             came = logits[low + tokens[i, f]]
             if f >= free:
                 low, high = low + among[i, f - free, 0], low + among[i, f - free, 1]
@@ -162,7 +190,7 @@ def score_and_step(
             t = table_offset[f] + tokens[i, f]
             for j in range(2 * size):
                 gates[j] += table[t, j]
-        _add_product(gates, h, recurrent, size, 3 * size)
+        _add_product(gates, h, recurrent, size, 0, 3 * size)
         for j in range(size):
             candidate = bias[2 * size + j] + gap * gap_weight[2 * size + j]
             for f in range(inputs):
@@ -174,20 +202,28 @@ def score_and_step(
 
 
 @njit(cache=True, fastmath=_FAST, error_model="numpy")
-def log_probabilities(states, head, head_bias, head_offset):
-    """(k, W) float32 log-probabilities of (k, H) states, each field normalised on its own."""
+def log_probabilities(states, head, head_bias, head_offset, classed):
+    """(k, W) float32 log-probabilities of (k, H) states, each field normalised on its own; classes have theirs too."""
     k, size = states.shape
     out = np.empty((k, head.shape[1]), f4)
     for i in range(k):
         logits = out[i]
         for j in range(head.shape[1]):
             logits[j] = head_bias[j]
-        _add_product(logits, states[i], head, size, head.shape[1])
+        _add_product(logits, states[i], head, size, 0, head.shape[1])
         for f in range(len(head_offset) - 1):
             low, high = head_offset[f], head_offset[f + 1]
             total = _log_sum_exp(logits, low, high)
             for j in range(low, high):
                 logits[j] -= total
+            if classed[f, 0] == 0:
+                continue
+            for which in range(high - low):
+                begin = classed[f, 1] + which * classed[f, 0]
+                end = min(begin + classed[f, 0], classed[f, 2])
+                total = _log_sum_exp(logits, begin, end) - logits[low + which]
+                for j in range(begin, end):
+                    logits[j] -= total
     return out
 
 

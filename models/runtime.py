@@ -79,7 +79,7 @@ def load_runtime(spec: ModelSpec, weights: Mapping[str, F32], runtime: str = "au
     has_kernel = spec.core in KERNELS and spec.hidden % 8 == 0
     if runtime == "kernel" or (runtime == "auto" and has_kernel and device != "cuda"):
         assert has_kernel, "the config's rules let nobody ask for a kernel that there is not"
-        return GruKernel(weights, spec.sizes, spec.inputs)
+        return GruKernel(weights, spec.sizes, spec.inputs, flat=spec.flat)
     from models.torch_runtime import TorchRuntime, choose_device  # a worker maps libtorch only where it must
 
     return TorchRuntime(spec, weights, choose_device(device))
@@ -99,6 +99,8 @@ class GruKernel:
         As `GruModel.weights` gives them.
     sizes, inputs
         Vocabulary size of each of F fields, and of further inputs that are not predicted.
+    flat
+        As `ModelSpec` has it.
 
     Raises
     ------
@@ -106,7 +108,9 @@ class GruKernel:
         A weight is missing, has another shape, or is not finite.
     """
 
-    def __init__(self, weights: Mapping[str, F32], sizes: tuple[int, ...], inputs: tuple[int, ...] = ()) -> None:
+    def __init__(
+        self, weights: Mapping[str, F32], sizes: tuple[int, ...], inputs: tuple[int, ...] = (), *, flat: bool = False
+    ) -> None:
         read = (*sizes, *inputs)
         try:
             self.start = np.ascontiguousarray(weights["start"], np.float32)
@@ -120,7 +124,8 @@ class GruKernel:
         self.name = "kernel"
         self.size = size = len(self.start)
         self.sizes = sizes
-        expected = {recurrent.shape: (3 * size, size), head.shape: (sum(sizes) + 1, size)}
+        spec = ModelSpec("gru", size, sizes, inputs, flat=flat)
+        expected = {recurrent.shape: (3 * size, size), head.shape: (sum(spec.head_widths), size)}
         if any(have != want for have, want in expected.items()) or [len(e) for e in embeddings] != list(read):
             message = "the bundle's weights do not fit its vocabulary; train it again"
             raise BundleError(message)
@@ -136,9 +141,9 @@ class GruKernel:
         self._bias[: 2 * size] += recurrent_bias[: 2 * size]
         self._recurrent = np.ascontiguousarray(recurrent.T, np.float32)
         self._recurrent_bias = np.ascontiguousarray(recurrent_bias[2 * size :], np.float32)
-        self._head = np.ascontiguousarray(head.T, np.float32)
-        self._head_bias = np.ascontiguousarray(head_bias, np.float32)
-        self.head_offset = np.cumsum([0, sizes[0] + 1, *sizes[1:]], dtype=np.int64)
+        order, self._head_offset, self._classed = _columns(spec)
+        self._head = np.ascontiguousarray(head.T[:, order], np.float32)
+        self._head_bias = np.ascontiguousarray(head_bias[order], np.float32)
 
     def score_and_step(
         self, kind: NDArray[np.int8], row: NDArray[np.int32], record: NDArray[np.int32], first: NDArray[np.bool_],
@@ -147,6 +152,7 @@ class GruKernel:
     ) -> Scores:  # fmt: skip
         """As `Runtime.score_and_step` says."""
         among = np.empty((len(tokens), 0, 2), np.int32) if among is None else among
+        assert not self._classed[len(self.sizes) - among.shape[1] :].any(), "fields with known ranges have few ids"
         scores = Scores(
             np.empty((len(tokens), len(self.sizes)), np.float32), np.empty((len(kind), self.size), np.float32),
             np.zeros(len(kind), np.float32), np.array(hidden, np.float32, order="C"),
@@ -154,11 +160,34 @@ class GruKernel:
         score_and_step(
             kind, row, record, first, tokens, among, log_gap, scores.hidden, self.start,
             self._table, self._table_offset, self._gap_weight, self._bias, self._recurrent, self._recurrent_bias,
-            self._head, self._head_bias, self.head_offset, scores.surprise, scores.states, scores.end_surprise,
+            self._head, self._head_bias, self._head_offset, self._classed, scores.surprise, scores.states,
+            scores.end_surprise,
         )  # fmt: skip
         return scores
 
     def log_probabilities(self, states: F32) -> list[F32]:
         """As `Runtime.log_probabilities` says."""
-        flat = log_probabilities(np.ascontiguousarray(states), self._head, self._head_bias, self.head_offset)
-        return [flat[:, low:high] for low, high in zip(self.head_offset, self.head_offset[1:], strict=False)]
+        offset, classed = self._head_offset, self._classed
+        found = log_probabilities(np.ascontiguousarray(states), self._head, self._head_bias, offset, classed)
+        return [
+            found[:, at:stop] if width else found[:, offset[f] : offset[f + 1]]
+            for f, (width, at, stop) in enumerate(classed.tolist())
+        ]
+
+
+def _columns(spec: ModelSpec) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]:
+    """How a kernel orders a head's columns: which they are, and `head_offset` and `classed` over them.
+
+    What is computed of every event stands first: symbols of fields without classes, and classes. The symbols of fields
+    with classes follow, of which each event needs one class.
+    """
+    classes = np.subtract(spec.head_widths, spec.symbols)
+    always = np.where(classes > 0, classes, spec.symbols)  # of each field's columns, so many come first
+    offset, begins = np.append(0, np.cumsum(always)), np.cumsum(spec.head_widths) - spec.head_widths
+    order = [np.arange(begin, begin + n) for begin, n in zip(begins, always, strict=True)]
+    classed, at = np.zeros((len(spec.sizes), 3), np.int64), int(offset[-1])
+    for f in np.flatnonzero(classes).tolist():
+        classed[f] = spec.class_widths[f], at, at + spec.symbols[f]
+        order.append(np.arange(begins[f] + classes[f], begins[f] + spec.head_widths[f]))
+        at += spec.symbols[f]
+    return np.concatenate(order), offset, classed

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
+from math import isqrt
 from typing import Any
 
 CORES = ("gru", "lstm", "transformer", "tcn")  # of sequence models; "linear" forecasts numbers without one
 LAGS = 10  # values that a linear forecast is made from
 KERNELS = ("gru",)  # cores with a kernel
 WINDOWED = ("transformer", "tcn")  # cores whose weights are for one window
+LARGE = 500  # symbols of a softmax without classes at most: beyond, it would cost more than all else of a step
 LAYERS = 2  # of the Transformer
 
 
@@ -29,6 +31,8 @@ class ModelSpec:
         Likewise of I further inputs, which are not predicted.
     window
         The events that a core without memory of its own can look back on.
+    flat
+        No field's softmax has classes, however many its ids: as in bundles of before there were any.
     """
 
     core: str
@@ -36,6 +40,7 @@ class ModelSpec:
     sizes: tuple[int, ...]
     inputs: tuple[int, ...] = ()
     window: int = 32
+    flat: bool = False
 
     @property
     def columns(self) -> int:
@@ -43,9 +48,20 @@ class ModelSpec:
         return len(self.sizes) + len(self.inputs)
 
     @property
-    def head_widths(self) -> tuple[int, ...]:
-        """Columns of each field's softmax: its ids, and in the first the end of the session too."""
+    def symbols(self) -> tuple[int, ...]:
+        """What each field's softmax tells apart: its ids, and in the first the end of the session too."""
         return (self.sizes[0] + 1, *self.sizes[1:])
+
+    @property
+    def class_widths(self) -> tuple[int, ...]:
+        """Ids in each class of a field's softmax (models/heads.py), about the root of their number; 0: no classes."""
+        return tuple(0 if self.flat or n <= LARGE else isqrt(n - 1) + 1 for n in self.symbols)
+
+    @property
+    def head_widths(self) -> tuple[int, ...]:
+        """Columns of each field's softmax: its symbols, after their classes where it has any."""
+        widths = zip(self.symbols, self.class_widths, strict=True)
+        return tuple(n + (-(-n // width) if width else 0) for n, width in widths)
 
     def to_json(self) -> dict[str, Any]:
         """For a manifest."""

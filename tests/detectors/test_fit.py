@@ -193,6 +193,23 @@ def test_a_bundle_for_another_config_is_refused(fitted: Fit, parts: Parts) -> No
         unpack(bundle_of(broken), parts)
 
 
+def test_a_bundle_says_that_its_softmax_has_classes(parts: Parts, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What does not say so is of before there were any, and its softmaxes are flat whatever their size."""
+    events = history(150)
+    flat = train(parts, events)
+    assert "softmax" not in flat.content["schema"]
+    monkeypatch.setattr("models.spec.LARGE", 6)
+    fitted = train(parts, events)
+    assert fitted.content["schema"]["softmax"] == "classes"
+    for given in (fitted, flat):
+        learned = unpack(bundle_of(given), parts)
+        log_p = learned.runtime.log_probabilities(np.zeros((1, HIDDEN), np.float32))
+        assert [part.shape[1] for part in log_p] == [learned.vocabulary.sizes[0] + 1, learned.vocabulary.sizes[1]]
+    schema = {k: v for k, v in fitted.content["schema"].items() if k != "softmax"}
+    with pytest.raises(BundleError, match="do not fit its vocabulary"):
+        unpack(bundle_of(replace(fitted, content=fitted.content | {"schema": schema})), parts)
+
+
 def test_weights_as_float16(parts: Parts) -> None:
     """A bundle holds them in half the bytes, is calibrated and served on what it holds, and says what that costs."""
     events = history(200)
