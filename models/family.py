@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from models.heads import log_probabilities
+from models.heads import log_probabilities, nats
 from models.spec import ModelSpec, state_size
 
 EMBEDDING = 16
@@ -81,6 +81,21 @@ class SequenceModel(nn.Module):
         """(..., V_f) log-probabilities per field under (..., H) outputs; the first field's last entry is the end."""
         parts = self.head(outputs).split(self.spec.head_widths, dim=-1)
         return [log_probabilities(part, width) for part, width in zip(parts, self.spec.class_widths, strict=True)]
+
+    def nats(self, outputs: Tensor, targets: Tensor, ignored: int) -> Tensor:
+        """(B,) minus log-probability of each row's (B, T, F) int64 targets under (B, T, H) outputs, in all.
+
+        Those that are `ignored` add nothing.
+        """
+        total = outputs.new_zeros(len(outputs))
+        parts = zip(
+            *(torch.split(p, list(self.spec.head_widths)) for p in (self.head.weight, self.head.bias)), strict=True
+        )
+        for f, (weight, bias) in enumerate(parts):
+            counts = targets[..., f] != ignored
+            found = nats(outputs[counts], weight, bias, self.spec.class_widths[f], targets[..., f][counts])
+            total = total.index_add(0, counts.nonzero()[:, 0], found)
+        return total
 
     def weights(self) -> dict[str, np.ndarray[Any, Any]]:
         """All parameters as float32 arrays, by the names that serving reads."""

@@ -332,14 +332,7 @@ def _losses(
 
 def losses_of(model: SequenceModel, outputs: Tensor, targets: Tensor) -> Tensor:
     """(B,) summed surprise in nats of (B, T, F) targets under (B, T, H) outputs."""
-    rows = targets.shape[:2]
-    losses = [
-        torch.nn.functional.nll_loss(
-            part.flatten(0, 1), targets[..., f].flatten(), ignore_index=IGNORED, reduction="none"
-        ).view(rows).sum(1)
-        for f, part in enumerate(model.log_probabilities(outputs))
-    ]  # fmt: skip
-    return torch.stack(losses).sum(0)
+    return model.nats(outputs, targets, IGNORED)
 
 
 def loss_of(model: SequenceModel, outputs: Tensor, targets: Tensor) -> Tensor:

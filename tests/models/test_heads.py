@@ -55,6 +55,24 @@ def test_a_head_has_classes_from_a_size_on() -> None:
     assert ModelSpec("gru", 16, (7, LARGE + 1)).class_widths == (0, 23)
 
 
+@pytest.mark.parametrize("sizes", [(40, 7), (700, 5), (5, 1_100)])
+def test_nats_are_minus_log_probabilities(sizes: tuple[int, ...]) -> None:
+    """With gradients; targets that are ignored add nothing to either."""
+    model, rng = model_of(sizes), np.random.default_rng(2)
+    outputs = torch.from_numpy(rng.normal(size=(3, 50, 16)).astype(np.float32))
+    targets = torch.from_numpy(np.stack([rng.integers(0, n, (3, 50)) for n in model.spec.symbols], -1))
+    targets[0, :20], targets[1, 3:9, 0] = -100, -100
+    found = model.nats(outputs, targets, -100)
+    wanted = sum(
+        torch.nn.functional.nll_loss(part.flatten(0, 1), targets[..., f].flatten(), reduction="none").view(3, 50).sum(1)
+        for f, part in enumerate(model.log_probabilities(outputs))
+    )
+    torch.testing.assert_close(found, wanted, rtol=1e-5, atol=1e-3)
+    mine, theirs = (torch.autograd.grad(loss.sum(), list(model.head.parameters())) for loss in (found, wanted))
+    for one, other in zip(mine, theirs, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-4)
+
+
 def operations(sizes: tuple[int, ...], seed: int, rows: int, count: int) -> tuple[np.ndarray, ...]:
     rng = np.random.default_rng(seed)
     kind = rng.choice([STEP, STEP, STEP, LATE, END], count).astype(np.int8)
