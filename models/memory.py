@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 
@@ -15,7 +16,7 @@ from models.training import TrainingOptions
 # is saved, which is these once more and again as bytes.
 _COPIES = 12
 # Of each number that a chunk computes: for the way forward and the way back, and what is under way between the two.
-_LAYERS, _OF_SOFTMAX = 12, 4
+_LAYERS, _OF_SOFTMAX, _OF_CLASS = 12, 4, 8
 
 
 @dataclass(frozen=True)
@@ -49,5 +50,13 @@ def estimate(spec: ModelSpec, options: TrainingOptions, sequences: Sequences) ->
         most_events = max(most_events, len(numbers) * longest)
         most_computed = max(most_computed, len(numbers) * min(longest, options.chunk))
     given = most_events * (8 * (spec.columns + len(spec.sizes)) + 4)
-    layers = _LAYERS * (model.input_size + spec.hidden) + _OF_SOFTMAX * sum(spec.head_widths)
+    layers = _LAYERS * (model.input_size + spec.hidden) + sum(map(partial(_of_field, spec), range(len(spec.sizes))))
     return Estimate(4 * weights * _COPIES, given + 4 * most_computed * layers)
+
+
+def _of_field(spec: ModelSpec, field: int) -> int:
+    """Numbers computed for one event: all columns; where there are classes these, and a copy of one class's weights."""
+    width, symbols = spec.class_widths[field], spec.symbols[field]
+    if not width:
+        return _OF_SOFTMAX * symbols
+    return _OF_SOFTMAX * (spec.head_widths[field] - symbols) + _OF_CLASS * width * spec.hidden
