@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import chain
 from typing import Any, Protocol
 
 import numpy as np
@@ -114,6 +115,36 @@ class Events:
         """Columns like `texts`, by the names they have here."""
         return {"tokens": texts} if self.segments is None else {"tokens": texts[:-1], "segments": texts[-1]}
 
+    @classmethod
+    def concatenate(cls, pieces: Sequence[Events]) -> Events:
+        """One partition's events that were read piece by piece, as if they had been read at once."""
+        numbers: dict[str, int] = {}
+        session = np.concatenate([_numbered(piece, numbers) for piece in pieces])
+        before = np.cumsum([0, *(piece.given for piece in pieces[:-1])]).tolist()  # records before each piece
+        index = [piece.index + np.int32(n) for piece, n in zip(pieces, before, strict=True)]
+        rejects = [replace(r, index=r.index + n) for p, n in zip(pieces, before, strict=True) for r in p.rejects]
+        has_messages, has_ids = pieces[0].messages is not None, pieces[0].ids is not None
+        has_segments = pieces[0].segments is not None
+
+        def joined(name: str) -> Any:
+            return np.concatenate([getattr(piece, name) for piece in pieces])
+
+        return replace(
+            pieces[-1],
+            index=np.concatenate(index), offsets=joined("offsets"), time_ms=joined("time_ms"), session=session,
+            sessions=list(numbers), ends=joined("ends"), rejects=rejects, numbers=joined("numbers"),
+            tokens=[list(chain.from_iterable(columns)) for columns in zip(*(p.tokens for p in pieces), strict=True)],
+            messages=list(chain.from_iterable(p.messages or () for p in pieces)) if has_messages else None,
+            segments=list(chain.from_iterable(p.segments or () for p in pieces)) if has_segments else None,
+            ids=joined("ids") if has_ids else None,
+            **{name: sum(getattr(piece, name) for piece in pieces) for name in _COUNTS},
+        )  # fmt: skip
+
+    @property
+    def given(self) -> int:
+        """How many records these were read from."""
+        return len(self) + len(self.rejects) + self.tombstones
+
     def take(self, chosen: NDArray[np.intp]) -> Events:
         """Some of the events, in the order given; all else as it is."""
         at = chosen.tolist()
@@ -154,3 +185,9 @@ class Events:
             next_offset=self.next_offset if high == len(self) else int(self.offsets[high]),
             **counts,
         )
+
+
+def _numbered(piece: Events, numbers: dict[str, int]) -> NDArray[np.int32]:
+    """Sessions of a piece by numbers that all pieces share, which are added to."""
+    names = [numbers.setdefault(name, len(numbers)) for name in piece.sessions]
+    return np.array(names, np.int32)[piece.session]

@@ -9,7 +9,7 @@ from typing import Any
 
 from features.paths import Path, format_path
 
-_LOOKED_AT = 1_000  # records searched for a field that was meant
+LOOKED_AT = 1_000  # records searched for a field that was meant
 _MOST_PATHS = 10_000
 _DEEPEST = 8
 
@@ -35,7 +35,7 @@ def nearest(path: Path, events: Iterable[Any]) -> str | None:
     'user.id'
     """
     known = dict.fromkeys(
-        islice((p for event in islice(events, _LOOKED_AT) for p in _paths(event, ())), _MOST_PATHS)
+        islice((p for event in islice(events, LOOKED_AT) for p in _paths(event, ())), _MOST_PATHS)
     )  # fmt: skip
     wanted = format_path(path)
     alike = [format_path(p) for p in known if p[-1] == path[-1]] or [format_path(p) for p in known]

@@ -16,7 +16,7 @@ from models.training import TrainingOptions
 # is saved, which is these once more and again as bytes.
 _COPIES = 12
 # Of each number that a chunk computes: for the way forward and the way back, and what is under way between the two.
-_LAYERS, _OF_SOFTMAX, _OF_CLASS = 12, 4, 8
+_LAYERS, _OF_SOFTMAX = 12, 4
 
 
 @dataclass(frozen=True)
@@ -59,4 +59,4 @@ def _of_field(spec: ModelSpec, field: int) -> int:
     width, symbols = spec.class_widths[field], spec.symbols[field]
     if not width:
         return _OF_SOFTMAX * symbols
-    return _OF_SOFTMAX * (spec.head_widths[field] - symbols) + _OF_CLASS * width * spec.hidden
+    return _OF_SOFTMAX * (spec.head_widths[field] - symbols) + width * spec.hidden
