@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from detectors.calibration import Calibration
 from detectors.crossfit import is_worthwhile, splits_by_time
+from detectors.guards import doubts, refuse_hopeless, refuse_nothing
 from detectors.held_back import HeldBack, score_held_back
 from detectors.history import History, data_span, measured, read_history, sequences
 from detectors.learned_fields import LearnedFields, learn_fields
@@ -33,6 +34,8 @@ from models.scratch import IN_MEMORY, Scratch
 from models.training import Epoch, Progress, TrainingOptions, train
 from models.training_state import TrainingState
 
+_CURVE = ("loss", "validation_loss", "learning_rate", "gradient_norm")  # what a manifest tells of each epoch
+SERVED = "model"  # the name of the training whose weights serve
 OnEpoch = Callable[[Epoch], None]
 Clock = Callable[[], float]
 
@@ -76,7 +79,7 @@ class Fit:
 class Trained:
     """What one split taught: the fields, the history read by them, the weights as stored, and how the epochs went.
 
-    `rounding` is what storing them so costs, for the manifest.
+    `doubts` are sentences for whoever trains; `rounding` is what storing weights so costs, for the manifest.
     """
 
     split: Split
@@ -85,6 +88,7 @@ class Trained:
     parts: Parts
     weights: dict[str, NDArray[Any]]
     epochs: list[Epoch]
+    doubts: list[str]
     rounding: dict[str, float] = field(default_factory=dict)
 
     @property
@@ -119,6 +123,7 @@ def fit(
     ResumeError
         `host.load` gives the state of a training that was another.
     """
+    refuse_nothing(history)
     read = read_history(history, parts)
     options = replace(TrainingOptions() if options is None else options, seed=seed, **_recipe(parts))
     trained = train_split(read, split_by_time(read.first_ms), parts, options, on_epoch, clock, buckets, host=host)
@@ -130,10 +135,10 @@ def fit(
     segments = held_back.by_segment(parts.rate)
     fields = trained.fields
     files = pack(fields.vocabulary, trained.weights, records, sessions, fields.templates, fields.numbers, segments)
-    content = _content(trained, seed, records, sessions)
+    content = _content(trained, options, records, sessions)
     if any(segments):
         content["calibration"]["segments"] = {"records": len(segments[0]), "sessions": len(segments[1])}
-    warnings = _warnings(records, sessions, parts.rate)
+    warnings = [*trained.doubts, *_warnings(records, sessions, parts.rate)]
     return Fit(content, files | _usual_fields(trained), warnings, fields.templates, fields.vocabulary, fields.numbers)
 
 
@@ -162,7 +167,7 @@ def _cross_fit(
 
 def train_split(
     history: History, split: Split, parts: Parts, options: TrainingOptions, on_epoch: OnEpoch, clock: Clock,
-    buckets: Mapping[str, int] | None = None, *, host: Host = Host(), name: str = "model",
+    buckets: Mapping[str, int] | None = None, *, host: Host = Host(), name: str = SERVED,
 ) -> Trained:  # fmt: skip
     """Learn fields and a model from one split's sessions; those held back for calibration teach nothing of either.
 
@@ -174,6 +179,8 @@ def train_split(
     fields, history = learn_fields(history, split.learn, parts, buckets)
     learning = sequences(history, split.learn, fields.knowing(parts, learning=True), host.scratch)
     parts = fields.knowing(parts)
+    if name == SERVED:  # a fold may happen to hold too little; what it says of others still counts
+        refuse_hopeless(learning, parts)
     validation = sequences(history, split.validate, parts, host.scratch)
     epochs: list[Epoch] = []
 
@@ -185,13 +192,14 @@ def train_split(
     spec, keep = fields.spec(parts), None if host.keep is None else partial(host.keep, name)
     if spec.core == "linear":
         forecasts = Autoregression.fit(measured(history, split.learn)).to_arrays()
-        return Trained(split, fields, history, parts, {**forecasts}, epochs)
+        return Trained(split, fields, history, parts, {**forecasts}, epochs, doubts(history, learning, fields, parts))
     host.on_estimate(estimate(spec, options, learning))
     weights = train(
         learning, validation, spec, options, progress, clock, watch=host.watch, resume=host.load(name), keep=keep
     )  # fmt: skip
     stored, rounding = store_weights(weights, parts.weights, spec, validation)
-    return Trained(split, fields, history, parts, stored, epochs, rounding)
+    said = doubts(history, learning, fields, parts)
+    return Trained(split, fields, history, parts, stored, epochs, said, rounding)
 
 
 def held_back_scores(trained: Trained) -> HeldBack:
@@ -202,7 +210,7 @@ def held_back_scores(trained: Trained) -> HeldBack:
     return score_held_back(trained.history, trained.split.calibrate, parts)
 
 
-def _content(trained: Trained, seed: int, records: Calibration, sessions: Calibration) -> dict[str, Any]:
+def _content(trained: Trained, options: TrainingOptions, records: Calibration, sessions: Calibration) -> dict[str, Any]:
     """What the manifest says."""
     parts, fields, epochs = trained.parts, trained.fields, trained.epochs
     softmax = {"softmax": CLASSES} if any(fields.spec(parts).class_widths) else {}
@@ -212,8 +220,11 @@ def _content(trained: Trained, seed: int, records: Calibration, sessions: Calibr
         "rules": {"gap_ms": parts.rules.gap_ms, "max_events": parts.rules.max_events},
         "data": data_span(trained.history),
         "training": {
-            "seed": seed, "epochs": len(epochs), "sessions": int(trained.split.learn.sum()),
-            "best_validation_loss": min((e.validation_loss for e in epochs), default=None), **trained.rounding,
+            "seed": options.seed, "epochs": len(epochs), "sessions": int(trained.split.learn.sum()),
+            "best_validation_loss": min((e.validation_loss for e in epochs), default=None),
+            "contamination": options.contamination, "left_out": epochs[-1].left_out if epochs else 0,
+            "curve": {name: [getattr(epoch, name) for epoch in epochs] for name in _CURVE},
+            **trained.rounding,
         },
         "templates": len(fields.templates.templates),
         "vocabulary": {"digest": fields.vocabulary.digest, "fields": fields.vocabulary.summary()},

@@ -177,9 +177,8 @@ def test_too_little_for_the_promise_is_said(fitted: Fit, parts: Parts, events: l
 
 def test_too_few_sessions_are_refused(parts: Parts) -> None:
     """Fewer sessions than can be split raise, with the number there are and the number needed."""
-    for given in ([], history(10)):
-        with pytest.raises(UnsuitableDataError, match=f"at least {MIN_SESSIONS} are needed"):
-            train(parts, given)
+    with pytest.raises(UnsuitableDataError, match=f"at least {MIN_SESSIONS} are needed"):
+        train(parts, history(10))
 
 
 def test_a_bundle_for_another_config_is_refused(fitted: Fit, parts: Parts) -> None:
