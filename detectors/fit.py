@@ -128,7 +128,7 @@ def fit(
     options = replace(TrainingOptions() if options is None else options, seed=seed, **_recipe(parts))
     trained = train_split(read, split_by_time(read.first_ms), parts, options, on_epoch, clock, buckets, host=host)
     held_back = held_back_scores(trained)
-    if is_worthwhile(read.ended, parts.rate, 1 - LEARN - VALIDATE):
+    if parts.model.core == "linear" or is_worthwhile(read.ended, parts.rate, 1 - LEARN - VALIDATE):
         held_back = _cross_fit(read, parts, options, on_epoch, clock, buckets, host)
     held_back = held_back.without_the_strangest(options.contamination)
     records, sessions = Calibration.learn(held_back.records), Calibration.learn(held_back.sessions)
@@ -191,7 +191,9 @@ def train_split(
     options = replace(options, unknown=fields.unknown(parts))
     spec, keep = fields.spec(parts), None if host.keep is None else partial(host.keep, name)
     if spec.core == "linear":
-        forecasts = Autoregression.fit(measured(history, split.learn)).to_arrays()
+        # It needs nothing to tell it when to stop; and folds calibrate it, so what serves learns from everything.
+        chosen = np.ones_like(split.learn) if name == SERVED else ~split.calibrate
+        forecasts = Autoregression.fit(measured(history, chosen)).to_arrays()
         return Trained(split, fields, history, parts, {**forecasts}, epochs, doubts(history, learning, fields, parts))
     host.on_estimate(estimate(spec, options, learning))
     weights = train(
