@@ -18,7 +18,7 @@ from rich.console import Console
 from benchmarks import loghub
 from benchmarks import nezha as nezha_data
 from benchmarks.machine import machine
-from benchmarks.quality import hdfs, hdfs_raw, hdfs_worker, nezha
+from benchmarks.quality import contamination, hdfs, hdfs_raw, hdfs_worker, nezha
 from benchmarks.quality import templates as template_quality
 from benchmarks.quality.scenarios import SCENARIOS, add_options, run_scenarios
 from benchmarks.speed import checkpoint, cores, decode, masking, memory, recovery, text_lines, whole_path
@@ -68,30 +68,40 @@ def _run_all(screen: Console, out: Path, options: argparse.Namespace) -> None:
         results += [template_speed.run(screen, systems=systems), template_quality.run(screen, systems)]
     else:
         screen.print("  left out: the labelled data (../shared/data/loghub2k) is not here")
+    results += _quality(screen, smoke=options.smoke)
+    for result in results:
+        shown = {k: v for k, v in result.items() if k not in {"examples", "records_per_s", "runs", "rows"}}
+        screen.print("  ".join(f"{k} {v:,.4g}" if isinstance(v, float) else f"{k} {v}" for k, v in shown.items()))
+    out = options.out or RESULTS / f"{time.strftime('%Y%m%d-%H%M%S')}.json"
+    out.parent.mkdir(parents=True, exist_ok=True)
+    out.write_text(json.dumps({"machine": machine(), "results": results}, indent=1))
+    screen.print(f"written to {out}")
+
+
+def _quality(screen: Console, *, smoke: bool) -> list[dict[str, Any]]:
+    """How good, on made-up and on labelled data."""
+    results = []
+    screen.print("contamination: bad sessions in the history, with and without leaving them out")
+    results.append(contamination.run(200, screen, (1,), (0.05,)) if smoke else contamination.run(6_000, screen))
     screen.print("hdfs_worker: worker against file, and against labels")
     if hdfs.available():
-        less: dict[str, Any] = {"learn": 600, "play": 100, "promise": 0.01} if options.smoke else {}
+        less: dict[str, Any] = {"learn": 600, "play": 100, "promise": 0.01} if smoke else {}
         results.append(hdfs_worker.run(screen, **less))
     else:
         screen.print("  left out: the labelled data (../shared/data/hdfs) is not here")
     screen.print("hdfs_raw: raw lines against given event ids")
     if hdfs_raw.available():
-        fewer: dict[str, Any] = {"blocks": 250, "ways": ["raw"]} if options.smoke else {}
+        fewer: dict[str, Any] = {"blocks": 250, "ways": ["raw"]} if smoke else {}
         results.append(hdfs_raw.run(screen, **fewer))
     else:
         screen.print("  left out: the labelled data (../shared/data/hdfs) is not here")
     screen.print("nezha: a microservice system's logs, spans and metrics, and its faults")
     if nezha_data.available():
         first = nezha_data.FIRST_RECORDED_S + 180
-        results.append(nezha.run(screen, streams=["traces"], until_s=first) if options.smoke else nezha.run(screen))
+        results.append(nezha.run(screen, streams=["traces"], until_s=first) if smoke else nezha.run(screen))
     else:
         screen.print("  left out: the labelled data (../shared/data/nezha) is not here")
-    for result in results:
-        shown = {k: v for k, v in result.items() if k not in {"examples", "records_per_s", "runs"}}
-        screen.print("  ".join(f"{k} {v:,.4g}" if isinstance(v, float) else f"{k} {v}" for k, v in shown.items()))
-    out.parent.mkdir(parents=True, exist_ok=True)
-    out.write_text(json.dumps({"machine": machine(), "results": results}, indent=1))
-    screen.print(f"written to {out}")
+    return results
 
 
 if __name__ == "__main__":

@@ -45,10 +45,11 @@ class HeldBack:
         return cls(*(np.concatenate([getattr(part, f.name) for part in parts]) for f in fields(cls)))
 
     def without_the_strangest(self, share: float) -> HeldBack:
-        """The same without that share of the sessions which is strangest on average over a session's records."""
+        """The same without that share of the sessions whose strangest records are the strangest, by training's rule."""
         numbers, place = np.unique(self.of_record, return_inverse=True)
-        mean = np.bincount(place, self.records) / np.bincount(place)
-        left_out = numbers[~without_the_strangest(mean, share)]
+        worst = np.full(len(numbers), -np.inf)
+        np.maximum.at(worst, place, self.records)
+        left_out = numbers[~without_the_strangest(worst, share)]
         kept, ended = ~np.isin(self.of_record, left_out), ~np.isin(self.of_session, left_out)
         return HeldBack(
             self.records[kept], self.of_record[kept], self.sessions[ended], self.of_session[ended],

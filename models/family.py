@@ -83,18 +83,18 @@ class SequenceModel(nn.Module):
         return [log_probabilities(part, width) for part, width in zip(parts, self.spec.class_widths, strict=True)]
 
     def nats(self, outputs: Tensor, targets: Tensor, ignored: int) -> Tensor:
-        """(B,) minus log-probability of each row's (B, T, F) int64 targets under (B, T, H) outputs, in all.
+        """(...) minus log-probability of (..., F) int64 targets under (..., H) outputs, all fields together.
 
         Those that are `ignored` add nothing.
         """
-        total = outputs.new_zeros(len(outputs))
+        total = outputs.new_zeros(targets.shape[:-1])
         parts = zip(
             *(torch.split(p, list(self.spec.head_widths)) for p in (self.head.weight, self.head.bias)), strict=True
         )
         for f, (weight, bias) in enumerate(parts):
             counts = targets[..., f] != ignored
             found = nats(outputs[counts], weight, bias, self.spec.class_widths[f], targets[..., f][counts])
-            total = total.index_add(0, counts.nonzero()[:, 0], found)
+            total = total.index_put((counts,), found, accumulate=True)
         return total
 
     def weights(self) -> dict[str, np.ndarray[Any, Any]]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -163,7 +163,7 @@ class _Training:
         self._rate = LearningRate(options.learning_rate, options.warm_up)
         self._kind = kinds(sequences) if options.by_square_root else None
         self._validation = self._drawn_once(validation)
-        self._surprise = np.full(len(sequences), -np.inf)  # (S,) nats per event, of each session when last seen
+        self._worst = np.full(len(sequences), -np.inf)  # (S,) nats of each session's strangest event when last seen
         self.best = self._model.weights()
         self.epochs: list[Epoch] = []
 
@@ -175,7 +175,7 @@ class _Training:
         """One pass to learn, and one to see what it brought."""
         began, options = self._clock(), self._options
         share = options.contamination if len(self.epochs) >= options.trim_after else 0.0
-        kept = without_the_strangest(self._surprise, share)
+        kept = without_the_strangest(self._worst, share)
         everything = np.arange(len(self._sequences))
         drawn = everything if self._kind is None else self._draw(self._kind)
         step = _Step(self._model, self._optimizer, self._rate)
@@ -205,8 +205,8 @@ class _Training:
             given = [self._varied(self._sequences[n], self._random) for n in numbers.tolist()]
             batch = pad(given, self._model.spec.sizes)
             losses = _losses(self._model, batch, options, self._random, step, kept[numbers])
-            self._surprise[numbers] = losses / lengths[numbers]
-            total += float(losses[kept[numbers]].sum())
+            self._worst[numbers] = losses.worst
+            total += float(losses.total[kept[numbers]].sum())
             counted += int(lengths[numbers[kept[numbers]]].sum())
             seen += int(lengths[numbers].sum())
             self._tell(seen / of, total / max(counted, 1), seen / max(self._clock() - began, 1e-9), of)
@@ -216,13 +216,13 @@ class _Training:
         """Nats per event held back; the strangest sessions are left out, so that nobody stops later to fit them."""
         lengths = self._validation.lengths
         self._model.eval()
-        losses = np.zeros(len(lengths))
+        total, worst = np.zeros((2, len(lengths)))
         with torch.no_grad():
             for numbers in batches(lengths, np.arange(len(lengths)), self._options.batch_tokens, None):
                 batch = pad([self._validation[n] for n in numbers.tolist()], self._model.spec.sizes)
-                losses[numbers] = _losses(self._model, batch, self._options)
-        kept = without_the_strangest(losses / lengths, self._options.contamination)
-        return float(losses[kept].sum() / lengths[kept].sum())
+                total[numbers], worst[numbers] = _losses(self._model, batch, self._options)
+        kept = without_the_strangest(worst, self._options.contamination)
+        return float(total[kept].sum() / lengths[kept].sum())
 
     def _draw(self, kind: NDArray[np.int64]) -> NDArray[np.int64]:
         """About as many sessions as there are, so that an epoch is as long as without drawing."""
@@ -256,7 +256,7 @@ class _Training:
         }
         named = {"weights": self._model.weights(), "best": self.best}
         arrays = {f"{of}.{name}": array for of, part in named.items() for name, array in part.items()} | averages
-        arrays |= {"torch": torch.get_rng_state().numpy(), "surprise": self._surprise.copy()}
+        arrays |= {"torch": torch.get_rng_state().numpy(), "worst": self._worst.copy()}
         plain = {
             "epochs": [asdict(epoch) for epoch in self.epochs], "rate": asdict(self._rate),
             "random": self._random.bit_generator.state,
@@ -275,7 +275,7 @@ class _Training:
             number, name = key.split(".")
             averages.setdefault(int(number), {})[name] = torch.from_numpy(array.copy())
         self._optimizer.load_state_dict({**self._optimizer.state_dict(), "state": averages})
-        self._surprise = state.arrays["surprise"].copy()
+        self._worst = state.arrays["worst"].copy()
         torch.set_rng_state(torch.from_numpy(state.arrays["torch"].copy()))
 
 
@@ -304,16 +304,23 @@ class _Step:
         return float(np.mean(np.array(self._norms) > LARGEST_NORM)) if self._norms else 0.0
 
 
+class _Losses(NamedTuple):
+    """(B,) nats of each session of a batch, and (B,) those of its strangest event."""
+
+    total: NDArray[np.float64]
+    worst: NDArray[np.float64]
+
+
 def _losses(
     model: SequenceModel, batch: Batch, options: TrainingOptions, random: np.random.Generator | None = None,
     step: _Step | None = None, kept: NDArray[np.bool_] | None = None,
-) -> NDArray[np.float64]:  # fmt: skip
-    """(B,) nats of each session of a batch, its state carried from chunk to chunk; learns where there is a step.
+) -> _Losses:  # fmt: skip
+    """Losses of sessions, their state carried from chunk to chunk; learns where there is a step.
 
     What is not kept is scored and adds nothing to a gradient.
     """
     tokens, log_gap, targets = batch
-    total = np.zeros(len(tokens))
+    found = _Losses(np.zeros(len(tokens)), np.full(len(tokens), -np.inf))
     state = model.start_state(len(tokens))
     counts = torch.ones(len(tokens)) if kept is None else torch.from_numpy(kept.astype(np.float32))
     for low in range(0, tokens.shape[1], options.chunk):
@@ -322,16 +329,18 @@ def _losses(
         after, next_state = model(inputs, log_gap[:, part], state)
         before = torch.cat([state[:, None, : model.spec.hidden], after[:, :-1]], dim=1)
         losses = losses_of(model, before, targets[:, part])
-        total += losses.detach().double().numpy()
-        told = (targets[:, part, 0] != IGNORED).sum(1) * counts
-        if step is not None and bool(told.any()):
-            step.take((losses * counts).sum() / told.sum())
+        told = losses.detach().double()
+        found.total[:] += told.sum(1).numpy()
+        np.maximum(found.worst, told.amax(1).numpy(), out=found.worst)
+        counted = (targets[:, part, 0] != IGNORED).sum(1) * counts
+        if step is not None and bool(counted.any()):
+            step.take((losses.sum(1) * counts).sum() / counted.sum())
         state = next_state.detach()
-    return total
+    return found
 
 
 def losses_of(model: SequenceModel, outputs: Tensor, targets: Tensor) -> Tensor:
-    """(B,) summed surprise in nats of (B, T, F) targets under (B, T, H) outputs."""
+    """(B, T) surprise in nats, all fields together, of (B, T, F) targets under (B, T, H) outputs."""
     return model.nats(outputs, targets, IGNORED)
 
 
