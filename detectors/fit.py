@@ -31,6 +31,8 @@ from models.memory import Estimate, estimate
 from models.rounding import store_weights
 from models.runtime import Runtime, widened
 from models.scratch import IN_MEMORY, Scratch
+from models.temperature import HeadCheck
+from models.tempering import temper
 from models.training import Epoch, Progress, TrainingOptions, train
 from models.training_state import TrainingState
 
@@ -79,7 +81,8 @@ class Fit:
 class Trained:
     """What one split taught: the fields, the history read by them, the weights as stored, and how the epochs went.
 
-    `doubts` are sentences for whoever trains; `rounding` is what storing weights so costs, for the manifest.
+    `doubts` are sentences for whoever trains; `rounding` is what storing weights so costs, `heads` how
+    sure and how right each token field's softmax is, for the manifest.
     """
 
     split: Split
@@ -90,6 +93,7 @@ class Trained:
     epochs: list[Epoch]
     doubts: list[str]
     rounding: dict[str, float] = field(default_factory=dict)
+    heads: list[HeadCheck | None] = field(default_factory=list)
 
     @property
     def model(self) -> Runtime | LinearRuntime:
@@ -199,9 +203,11 @@ def train_split(
     weights = train(
         learning, validation, spec, options, progress, clock, watch=host.watch, resume=host.load(name), keep=keep
     )  # fmt: skip
+    # Where orders that could have been were learned, a head is unsure on purpose.
+    weights, heads = temper(weights, spec, validation, parts.shape.fields, mends=not options.delayed)
     stored, rounding = store_weights(weights, parts.weights, spec, validation)
     said = doubts(history, learning, fields, parts)
-    return Trained(split, fields, history, parts, stored, epochs, said, rounding)
+    return Trained(split, fields, history, parts, stored, epochs, said, rounding, heads)
 
 
 def held_back_scores(trained: Trained) -> HeldBack:
@@ -227,6 +233,8 @@ def _content(trained: Trained, options: TrainingOptions, records: Calibration, s
             "contamination": options.contamination, "left_out": epochs[-1].left_out if epochs else 0,
             "curve": {name: [getattr(epoch, name) for epoch in epochs] for name in _CURVE},
             **trained.rounding,
+            "heads": {name: h.to_json() for name, h in zip(parts.fields, trained.heads, strict=False) if h is not None},
+            "tempered": not options.delayed,
         },
         "templates": len(fields.templates.templates),
         "vocabulary": {"digest": fields.vocabulary.digest, "fields": fields.vocabulary.summary()},

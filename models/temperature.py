@@ -1,6 +1,6 @@
 """Temperature: one number per field to divide logits by, so that a head's probabilities are those that come true.
 
-A head that is too sure, as trained ones are, gives p-values of the right order but surprise of the wrong size, and
+A head that is too sure, or not sure enough, gives p-values of the right order but surprise of the wrong size, and
 fields whose surprises are added up count by the wrong weights. The number is folded into the head's weights before
 they are saved, so serving knows nothing of it.
 """
