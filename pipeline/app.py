@@ -8,6 +8,7 @@ from typing import Any
 from aiokafka import AIOKafkaProducer
 
 from detectors.parts import Learned
+from models.errors import BundleError
 from pipeline.agents.score import add_scoring_agent
 from pipeline.auto_train import AutoTrain
 from pipeline.clients import Clients
@@ -22,6 +23,7 @@ from pipeline.outputs import Output
 from pipeline.promotion_reader import PromotionReader
 from pipeline.pulse import SESSION_TIMEOUT_S
 from pipeline.recovery import Recovery
+from pipeline.registry import Registry
 from pipeline.repartition import Repartitioner, Route
 from pipeline.serving import make_parts, make_session_decoder, state_fingerprint
 from pipeline.settings import Settings
@@ -108,6 +110,7 @@ def build_app(
         clients,
         models_topic(settings),
         {name: make_served(settings, name, bundle, unmatched.of.get(name)) for name, bundle in learned.items()},
+        {name: _promoted_ms(settings, name) for name in learned},
         lambda name, digest: load_served(settings, name, digest, unmatched.of.get(name)),
         metrics,
     )
@@ -170,6 +173,14 @@ def build_app(
     for name in settings.streams:
         add_scoring_agent(app, settings.topic_of(name), name)
     return app
+
+
+def _promoted_ms(settings: Settings, name: str) -> int:
+    """Since when a stream's bundle serves; 0 where nobody can tell, for the store is away."""
+    try:
+        return Registry(settings, name).promoted_ms()
+    except BundleError:
+        return 0
 
 
 def _route(settings: Settings, name: str, outbox: Outbox) -> Route:

@@ -450,14 +450,14 @@ class Partition:
         self._promoted = served
 
     async def _apply_promotion(self) -> None:
-        """Judge by another bundle: once all that the one before has judged is saved, and the row says so.
+        """Judge by another bundle, once a checkpoint has saved all that the one before judged, and says so.
 
         Sessions' states follow when they are next touched (`detectors.process.rebuild_stale`).
         """
         served, self._promoted = self._promoted, None
         assert served is not None, "asked for only then"
         began = self.context.monotonic()
-        await self._commit()
+        await self._settled()
         before = self._holding.served
         self._holding.serve(served)
         self._emitter = replace(self._emitter, parts=self._holding.parts)

@@ -1,7 +1,8 @@
 """Which bundle serves each stream: told on the models topic, loaded beside scoring, brought to partitions as a control.
 
 What a partition's rows say is in force stays in force until the partition has taken the next bundle at a checkpoint, so
-a replay after a crash judges as the first time. The `serving` file counts where the topic says nothing of a stream.
+a replay after a crash judges as the first time. When a worker starts, the later of two counts: what the `serving` file
+says, and what the topic does. From then on the topic alone does.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from pipeline.loading import Served
 from pipeline.logs import get_logger
 from pipeline.metrics import Metrics
 from pipeline.promotions import parse_promotion
+from pipeline.wire import Promotion
 
 _POLL_MS = 500
 _PAUSE_S = 1.0
@@ -39,23 +41,23 @@ class PromotionReader:
 
     Parameters
     ----------
-    current
-        By stream, what serves by the `serving` files.
+    current, promoted_ms
+        By stream, what serves by the `serving` files, and since when.
     load
         Reads a stream's bundle by its digest (None: parts without one) and makes it ready to score. Runs in a thread.
     """
 
     def __init__(
-        self, clients: Clients, topic: str, current: dict[str, Served],
+        self, clients: Clients, topic: str, current: dict[str, Served], promoted_ms: dict[str, int],
         load: Callable[[str, str | None], Served], metrics: Metrics,
     ) -> None:  # fmt: skip
         self._clients, self._tp, self._load, self._metrics = clients, TopicPartition(topic, 0), load, metrics
-        self._current = dict(current)
+        self._current, self._promoted_ms = dict(current), promoted_ms
         self._loaded: WeakValueDictionary[tuple[str, str | None], Served] = WeakValueDictionary()
         for stream, served in current.items():
             self._loaded[stream, served.digest] = served
             self._show(stream, served.digest)
-        self._wanted: dict[str, str] = {}  # promoted, and not loaded yet
+        self._wanted: dict[str, Promotion] = {}  # not loaded yet
         self._followers: dict[Follower, str] = {}
         self._consumer: AIOKafkaConsumer | None = None
         self._task: asyncio.Task[None] | None = None
@@ -71,6 +73,7 @@ class PromotionReader:
         await consumer.seek_to_beginning(self._tp)
         while await consumer.position(self._tp) < end:
             await self._read(consumer)
+        self._leave_older()
         await self._load_wanted()
         self._task = asyncio.create_task(self._follow(consumer))
 
@@ -128,14 +131,25 @@ class PromotionReader:
         for record in found.get(self._tp, []):
             promotion = parse_promotion(record.key, record.value)
             if promotion is not None and promotion.stream in self._current:
-                self._wanted[promotion.stream] = promotion.digest
+                self._wanted[promotion.stream] = promotion
                 named = True
         return named
 
+    def _leave_older(self) -> None:
+        """What was promoted while no broker answered was never told: the `serving` file is ahead of the topic then."""
+        for stream, promotion in list(self._wanted.items()):
+            if promotion.issued_ms < self._promoted_ms[stream]:
+                del self._wanted[stream]
+                if promotion.digest != self._current[stream].digest:
+                    log.warning(
+                        "other workers may not know what serves: run offbeat models promote with serving",
+                        stream=stream, serving=str(self._current[stream].digest)[:12], told=promotion.digest[:12],
+                    )  # fmt: skip
+
     async def _load_wanted(self) -> None:
         """Load what was promoted, and tell the partitions; what cannot be loaded is tried again later."""
-        for stream, digest in list(self._wanted.items()):
-            before = self._current[stream]
+        for stream, promotion in list(self._wanted.items()):
+            before, digest = self._current[stream], promotion.digest
             if before.digest != digest:
                 try:
                     served = await self._loaded_or_load(stream, digest)

@@ -84,6 +84,11 @@ class Registry:
         known = [promotion for promotion in self.promotions() if promotion.digest == serving]
         return known[-1] if known else self._promotion("promote", serving, None, None)
 
+    def promoted_ms(self) -> int:
+        """When what serves was promoted, by the clock of whoever did; 0 where no record says so."""
+        serving = self.serving()
+        return max((p.issued_ms for p in self.promotions() if p.digest == serving), default=0)
+
     def resolve(self, reference: str) -> str:
         """The digest that `serving`, `previous` or the beginning of a digest names.
 

@@ -14,6 +14,7 @@ from detectors.parts import Learned
 from detectors.rows import PartitionState
 from models.bundle import promote, serving_digest
 from pipeline.outputs import Emitter, Place
+from pipeline.registry import Registry
 from pipeline.score import Line
 from pipeline.serving import load_serving, make_live_decoder, make_parts
 from pipeline.settings import load_settings
@@ -117,7 +118,7 @@ def test_a_promotion_takes_effect_while_records_flow(stack: Stack) -> None:
 
 
 def test_a_restarted_worker_goes_on_with_what_is_in_force(stack: Stack) -> None:
-    """The topic decides, not the `serving` file."""
+    """The topic decides, where the `serving` file is no later."""
     _, second = two_bundles(stack)
     stack.run("topics", "--create")
     announce(stack, second)
@@ -129,6 +130,21 @@ def test_a_restarted_worker_goes_on_with_what_is_in_force(stack: Stack) -> None:
         assert worker.stop() == 0
     assert switches([worker]) == {}, "it is in force since the first record"
     assert_as_expected(stack, second, {})
+
+
+def test_a_promotion_that_was_never_told(stack: Stack) -> None:
+    """It was promoted after the topic's last message, while no broker answered: a worker that starts goes by it."""
+    first, second = two_bundles(stack)
+    stack.run("topics", "--create")
+    announce(stack, second)
+    registry = Registry(load_settings(stack.config_path, {}), "orders")
+    for digest in (second, first):
+        registry.promote(digest, None)
+    with WorkerProcess(stack) as worker:
+        worker.wait_ready(stack.partitions)
+        assert digest_metric(worker) == [first]
+        assert [line["told"] for line in worker.log() if line["event"].startswith("other workers")] == [second[:12]]
+        assert worker.stop() == 0
 
 
 @pytest.mark.parametrize("point", ["checkpoint/2", "checkpoint/4"])
