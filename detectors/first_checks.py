@@ -48,7 +48,7 @@ class _Later:
     ends_taught: int
 
 
-def check_first(history: Sequence[Events], cuts: Sequence[int], parts: Parts, validation_loss: float) -> Checked:
+def check_first(history: Sequence[Events], cuts: Sequence[int], parts: Parts, validation_loss: float | None) -> Checked:
     """Judge a bundle by records that it was not trained on.
 
     Parameters
@@ -61,10 +61,11 @@ def check_first(history: Sequence[Events], cuts: Sequence[int], parts: Parts, va
     parts
         With the bundle.
     validation_loss
-        The best of its training.
+        The best of its training; None where it has none, as that of forecasts has.
     """
     checked = Checked()
-    checked.hold(math.isfinite(validation_loss), f"its validation loss is {validation_loss}")
+    if validation_loss is not None:
+        checked.hold(math.isfinite(validation_loss), f"its validation loss is {validation_loss}")
     later = [_judge(events, cut, parts) for events, cut in zip(history, cuts, strict=True) if len(events)]
     sessions = sum(int(part.ends.sum()) for part in later)
     checked.figures["sessions"] = sessions
@@ -72,10 +73,11 @@ def check_first(history: Sequence[Events], cuts: Sequence[int], parts: Parts, va
     checked.hold(sessions >= LEAST_SESSIONS, few)
     if checked.refusals:
         return checked
-    model, baseline = _nats(later, parts)
-    checked.figures |= {"nats": model, "nats_by_frequency": baseline}
-    worse = f"it predicts no better than frequencies do ({model:.3f} against {baseline:.3f} nats a record)"
-    checked.hold(model < baseline, worse)
+    if validation_loss is not None:
+        model, baseline = _nats(later, parts)
+        checked.figures |= {"nats": model, "nats_by_frequency": baseline}
+        worse = f"it predicts no better than frequencies do ({model:.3f} against {baseline:.3f} nats a record)"
+        checked.hold(model < baseline, worse)
     for what, alarms, count in (
         ("records", sum(int(p.verdicts.anomaly[p.records].sum()) for p in later), sum(map(_records, later))),
         ("sessions", sum(int(p.verdicts.ends.anomaly[p.ends].sum()) for p in later), sessions),

@@ -26,6 +26,7 @@ from features.templates import Templates
 from features.tokens import Vocabulary
 from models.augmentation import SHARE
 from models.autoregression import Autoregression
+from models.errors import UnsuitableDataError
 from models.linear import LinearRuntime
 from models.memory import Estimate, estimate
 from models.rounding import store_weights
@@ -131,9 +132,11 @@ def fit(
     read = read_history(history, parts)
     options = replace(TrainingOptions() if options is None else options, seed=seed, **_recipe(parts))
     trained = train_split(read, split_by_time(read.first_ms), parts, options, on_epoch, clock, buckets, host=host)
-    held_back = held_back_scores(trained)
-    if parts.model.core == "linear" or is_worthwhile(read.ended, parts.rate, 1 - LEARN - VALIDATE):
+    few = read.ended > 0 and is_worthwhile(len(read.first_ms), parts.rate, 1 - LEARN - VALIDATE)
+    if parts.model.core == "linear" or few:
         held_back = _cross_fit(read, parts, options, on_epoch, clock, buckets, host)
+    else:
+        held_back = held_back_scores(trained)
     held_back = held_back.without_the_strangest(options.contamination)
     records, sessions = Calibration.learn(held_back.records), Calibration.learn(held_back.sessions)
     segments = held_back.by_segment(parts.rate)
@@ -195,6 +198,9 @@ def train_split(
     options = replace(options, unknown=fields.unknown(parts))
     spec, keep = fields.spec(parts), None if host.keep is None else partial(host.keep, name)
     if spec.core == "linear":
+        if options.contamination:
+            message = "the linear core cannot leave bad sessions out: leave contamination away, or choose another core"
+            raise UnsuitableDataError(message)
         # It needs nothing to tell it when to stop; and folds calibrate it, so what serves learns from everything.
         chosen = np.ones_like(split.learn) if name == SERVED else ~split.calibrate
         forecasts = Autoregression.fit(measured(history, chosen)).to_arrays()

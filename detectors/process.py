@@ -279,7 +279,9 @@ def rebuild_stale(rows: SessionRows, parts: Parts) -> SessionRows:
     )  # fmt: skip
     rebuilt = rows.copy()
     rebuilt.hidden[stale] = scores.hidden
-    rebuilt.worst[stale] = np.maximum.reduceat(_sum_fields(scores.surprise), starts)
+    strangeness = _sum_fields(scores.surprise)
+    strangeness[starts[rows.events[stale] > lengths]] = -np.inf  # it opens the window, and did not open its session
+    rebuilt.worst[stale] = np.maximum.reduceat(strangeness, starts)
     rebuilt.worst_offset[stale] = NO_OFFSET
     rebuilt.bundle[stale] = learned.number
     return rebuilt

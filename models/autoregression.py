@@ -221,7 +221,8 @@ def _moments(sessions: Sequence[NDArray[np.floating]]) -> tuple[F64, F64]:
     spread = np.sqrt(np.asarray(sum(np.nansum((s - mean) ** 2, 0) for s in known) / count))
     # A channel that never moved in training: any move is beyond all bounds, unless it is noise of the number format.
     least = np.where(mean == 0.0, _RESOLUTION, np.abs(mean) * _RESOLUTION)
-    return mean, np.maximum(spread, least)
+    never = ~np.any([(~np.isnan(s)).any(0) for s in known], axis=0)
+    return mean, np.where(never, 1.0, np.maximum(spread, least))
 
 
 def _finite(session: NDArray[np.floating]) -> F64:

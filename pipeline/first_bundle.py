@@ -50,11 +50,12 @@ def train_first(settings: Settings, name: str) -> dict[str, Any]:
         pass
 
     stream, registry, clients = settings.stream(name), Registry(settings, name), Clients(settings)
+    options = TrainingOptions(contamination=stream.model.contamination)
     reason = "the first, by offbeat worker --auto-train"
     history = from_topic(clients, stream, make_decoder(settings, name), None, None, quietly)
     taught, cuts = zip(*map(_without_end, history.events), strict=True)
     digest, fitted = learn_bundle(
-        settings, registry, History(list(taught), {}), TrainingOptions(), source=f"topic {stream.topic}", why=reason
+        settings, registry, History(list(taught), {}), options, source=f"topic {stream.topic}", why=reason
     )
     learned = load_bundle(settings, name, digest)  # or a sentence: its features are not the worker's
     arrived = from_topic(clients, stream, make_live_decoder(settings, name, learned), None, None, quietly)

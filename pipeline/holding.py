@@ -117,7 +117,7 @@ class Holding:
         self.context, self.place = context, place
         self.parts = context.make_parts(None)  # shape and rules; `serve` follows when it is known what was in force
         self.served: Served
-        self.high = 0  # where the topic ended at the opening
+        self.judged_to = 0  # a predecessor that crashed may have judged what lies before
         self.store: RowStore
         self.row: PartitionRow
         self.online: OnlineState | None = None
@@ -170,9 +170,11 @@ class Holding:
         passed("open/restored")
         # (3)
         topic_id = await context.topic_ids.id_of(topic)
-        low, self.high = await context.recovery.bounds_of(topic, p)
+        low, high = await context.recovery.bounds_of(topic, p)
         lost = sorted(replay.damaged)
-        await self._compare(topic_id, low, self.high, await read_committed(), lost, rebuilt=rebuild)
+        is_new = self.cold.get(PARTITION) is None
+        await self._compare(topic_id, low, high, await read_committed(), lost, rebuilt=rebuild)
+        self.judged_to = 0 if is_new or self.row.complete else high
         self._load_online(rebuilt=rebuild)
         self.store.open_sessions = self.row.sessions
         passed("open/compared")

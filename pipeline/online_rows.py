@@ -101,7 +101,7 @@ def decode_online(saved: Mapping[bytes, bytes], rules: OnlineRules, numbers: int
             return None
         state.sizes[:] = about["sizes"]
         _read_into(state, saved)
-    except (KeyError, ValueError) as error:
+    except (KeyError, IndexError, TypeError, ValueError) as error:
         message = f"what was learned online cannot be read ({error!r})"
         raise DamagedStateError(message) from None
     return state.indexed()

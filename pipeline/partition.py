@@ -135,9 +135,8 @@ class Partition:
         self._emitter = Emitter(holding.parts, place, context.sample, context.is_repartitioned)
         self.opened_at = holding.findings[-1].offset if holding.findings else self.state.next_offset
         self._nothing = holding.served.decoder.decode([], check_key=True)
-        if kept is None and not holding.row.complete:
-            # Whoever crashed may have judged, and told, records up to here: they are judged again by the same bundle.
-            self._promoted_from = holding.high
+        # Whoever crashed may have judged, and told, records up to here: they are judged again by the same bundle.
+        self._promoted_from = holding.judged_to
         self._due = context.monotonic() + context.checkpoint_interval_s
         replayed = 0 if kept else holding.replayed
         context.metrics.restored.labels(context.name).inc(replayed)
@@ -195,7 +194,7 @@ class Partition:
             while not self.closed:
                 slice_ = await self._next_slice()
                 await self._heartbeat()
-                if self._promoted is not None and self.state.next_offset >= self._promoted_from:
+                if self._promoted is not None and await self._may_take_it():
                     await self._whenever_whole(self._apply_promotion)
                 if slice_ is not None:
                     await self._whenever_whole(partial(self._score, slice_))
@@ -449,6 +448,12 @@ class Partition:
         """Another bundle serves; it will here, between two slices."""
         self._promoted = served
 
+    async def _may_take_it(self) -> bool:
+        """Whether all that a predecessor may have judged has been judged again; markers are offsets without records."""
+        if self.state.next_offset >= self._promoted_from:
+            return True
+        return self.slices.empty() and self.in_transit == 0 and await self._worker.read_to_end()
+
     async def _apply_promotion(self) -> None:
         """Judge by another bundle, once a checkpoint has saved all that the one before judged, and says so.
 
@@ -588,7 +593,7 @@ class Partition:
         """A checkpoint of what was scored; what it does not cover is done again by whoever opens next."""
         try:
             async with asyncio.timeout(CLOSE_TIMEOUT_S), self._whole:  # a slice cut short would lack outputs
-                self._row = replace(self._row, complete=True)
+                self._row = replace(self._row, complete=self.state.next_offset >= self._promoted_from)
                 await self._commit()
         except Exception as error:
             self.fenced = isinstance(error, ProducerFenced)

@@ -14,7 +14,7 @@ from weakref import WeakValueDictionary
 
 from aiokafka import AIOKafkaConsumer, TopicPartition
 
-from models.errors import BundleError
+from models.errors import BundleError, StoreUnavailableError
 from pipeline.clients import Clients
 from pipeline.loading import Served
 from pipeline.logs import get_logger
@@ -94,6 +94,8 @@ class PromotionReader:
         """What a partition's row says was in force; what serves now, if that is gone."""
         try:
             return await self._loaded_or_load(stream, digest)
+        except StoreUnavailableError:
+            raise  # it may be there: the opening is tried again
         except BundleError as error:
             now = self._current[stream]
             log.error(
@@ -118,8 +120,8 @@ class PromotionReader:
             try:
                 found = await self._read(consumer)
                 if found or asyncio.get_running_loop().time() >= look_again_at:
-                    await self._load_wanted()
                     look_again_at = asyncio.get_running_loop().time() + _RETRY_S
+                    await self._load_wanted()
             except Exception as error:  # promotions wait until the broker is back; scoring does not
                 log.warning("promotions cannot be read", why=repr(error)[:300])
                 await asyncio.sleep(_PAUSE_S)
@@ -153,10 +155,10 @@ class PromotionReader:
             if before.digest != digest:
                 try:
                     served = await self._loaded_or_load(stream, digest)
-                except BundleError as error:
+                except Exception as error:  # whatever is wrong with one, the others' streams go on
                     log.error(
                         "promoted bundle cannot be loaded", stream=stream, bundle=digest[:12],
-                        serving=str(before.digest)[:12], why=str(error),
+                        serving=str(before.digest)[:12], why=str(error) or repr(error),
                     )  # fmt: skip
                     continue
                 self._current[stream] = served

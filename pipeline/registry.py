@@ -129,7 +129,9 @@ class Registry:
         BundleError
             It is damaged or of another config, or cannot be promoted; what served before still does.
         """
-        load_serving(self.settings, self.stream, self.folder / digest)
+        # Whoever promotes needs none of the devices that workers have.
+        checked = self.settings.model_copy(update={"runtime": "auto", "device": "cpu"})
+        load_serving(checked, self.stream, self.folder / digest)
         previous = self.serving_if_known()
         if previous == digest and (current := self.current()) is not None:
             return current

@@ -13,6 +13,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from detectors.parts import Parts
+from detectors.process import rebuild_stale
 from detectors.rows import PartitionState, SessionRows
 from features.duplicates import NO_ID
 from features.events import Events
@@ -333,6 +334,18 @@ def test_a_new_bundle_replays_the_context(parts: Parts) -> None:
     wanted = {**fresh[-1], "events": 10, "first_ms": 0}
     found = flatten(swapped)[-1]
     assert (found["score"], found["p_value"]) == (wanted["score"], wanted["p_value"])
+
+
+def test_a_window_does_not_open_its_session(parts: Parts) -> None:
+    """The oldest event that a long session's row has kept is strange at a session's start: that counts nothing."""
+    width, other = parts.shape.context, dataclasses.replace(parts, learned=make_learned(7))
+    for events in (width, width + 3):
+        session = [Event(i, "a", 1_000 * i, (["view", "add", "pay"][i % 3], "ok"), False) for i in range(events)]
+        _, store = run_slices([session], parts)
+        rebuilt = rebuild_stale(store.take(["a"]), other)
+        fresh, _ = run_slices([session[-width:]], other)
+        scores = [verdict["score"] for verdict in fresh if verdict["kind"] == "record"]
+        assert rebuilt.worst[0] == max(scores[events > width :])
 
 
 @pytest.mark.parametrize("flaw", ["weight", "feature", "order"])

@@ -151,20 +151,24 @@ def test_a_promotion_that_was_never_told(stack: Stack) -> None:
 def test_a_kill_around_a_promotion_changes_nothing(stack: Stack, point: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """A worker dies after records were judged and told, and before a promotion: they are judged as the first time."""
     first, second = two_bundles(stack)
-    records = as_records(shop_events(33, 2_000))
+    records = as_records(shop_events(33, 6_000))
     stack.produce(records)
     monkeypatch.setenv("FAIL_POINT", f"{point}:9")
     with WorkerProcess(stack) as dying:
         assert dying.process.wait(60) == -9
     monkeypatch.delenv("FAIL_POINT")
     announce(stack, second)
+    with WorkerProcess(stack) as hurried:  # it closes in order, most often before it has judged again what had been
+        hurried.wait_ready(stack.partitions)
+        assert hurried.stop() == 0
     with WorkerProcess(stack) as worker:
         stack.wait_until_scored()
-        wait_until(lambda: len(switches([worker])) == stack.partitions, "all partitions to take the bundle")
+        workers = [hurried, worker]
+        wait_until(lambda: len(switches(workers)) == stack.partitions, "all partitions to take the bundle")
         stack.produce(as_records(shop_events(34, 300, start_ms=1_700_100_000_000)))
         stack.wait_until_scored()
         assert worker.stop() == 0
-    assert_as_expected(stack, first, switches([dying, worker]))
+    assert_as_expected(stack, first, switches([dying, hurried, worker]))
 
 
 def test_a_promoted_bundle_that_is_not_there(stack: Stack) -> None:
