@@ -295,9 +295,9 @@ def test_train_with_too_few_sessions(offbeat: Offbeat, files: Stack) -> None:
 
 
 def test_train_on_nothing(offbeat: Offbeat, files: Stack) -> None:
-    """An empty file is too little history."""
+    """An empty file is refused by a sentence of its own."""
     (files.folder / "empty.jsonl").write_bytes(b"\n\n")
-    assert offbeat("train", "-s", "orders", "--input", "empty.jsonl").failed(1, "the history holds 0 sessions")
+    assert offbeat("train", "-s", "orders", "--input", "empty.jsonl").failed(1, "the history is empty, for there is no record in it")
 
 
 def test_train_on_bad_lines_only(offbeat: Offbeat, files: Stack) -> None:
@@ -305,7 +305,7 @@ def test_train_on_bad_lines_only(offbeat: Offbeat, files: Stack) -> None:
     lines = ("no json", "[1]", '{"action": "view", "status": "ok", "ts": 1}', '{"session": "a", "action": 1.5}')
     (files.folder / "bad.jsonl").write_text("\n".join(lines) + "\n")
     done = offbeat("train", "-s", "orders", "--input", "bad.jsonl")
-    assert done.failed(1, "the history holds 0 sessions")
+    assert done.failed(1, "none of its 4 records could be read")
     for left_out in ("1 records: not_json", "2 records: wrong_type", "1 records: missing_session"):
         assert f"left out {left_out}" in done.err
 
