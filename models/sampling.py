@@ -14,6 +14,7 @@ from models.sequences import Sequences
 def kinds(sequences: Sequences) -> NDArray[np.int64]:
     """(S,) a number for each session, the same for those with the same tokens and end; time gaps may differ.
 
+    >>> from models.sequences import Sequence
     >>> one, two = (Sequence(np.full((2, 1), token, np.int32), np.zeros(2, np.float32), True) for token in (3, 4))
     >>> kinds(Sequences.of([one, two, one])).tolist()
     [0, 1, 0]

@@ -16,6 +16,7 @@ from detectors.rows import RowShape
 from features.sessions import SessionRules
 from features.tokens import TokenEncoder
 from models.bundle import read_bundle, serving_digest
+from models.spec import ModelSpec
 from tests.naive import Event, Partition, Row, process_one
 
 STREAM, FIELDS = "orders", ("action", "status")
@@ -56,7 +57,7 @@ def make_parts(bundles: Path, topic: str, gap_ms: int, max_events: int) -> Parts
     digest = serving_digest(bundles / STREAM)
     parts = Parts(
         STREAM, topic, FIELDS, RowShape(HIDDEN, CONTEXT, len(FIELDS)), SessionRules(gap_ms, max_events), RATE,
-        TokenEncoder(len(FIELDS), None), None,
+        TokenEncoder(len(FIELDS), None), None, model=ModelSpec("gru", HIDDEN, ()),
     )  # fmt: skip
     learned = unpack(read_bundle(bundles / STREAM / str(digest)), parts)
     return replace(parts, encoder=TokenEncoder(len(FIELDS), learned.vocabulary), learned=learned)

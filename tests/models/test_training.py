@@ -127,8 +127,8 @@ def test_progress_runs_from_batch_to_batch() -> None:
     assert all(p.events_per_s > 0 and np.isfinite(p.loss) for p in seen)
 
 
-@pytest.mark.parametrize("options", [{"by_square_root": True}, {"swapped": 0.5}])
-def test_drawing_and_swapping_still_learn_and_repeat(options: dict[str, Any]) -> None:
+@pytest.mark.parametrize("options", [{"by_square_root": True}, {"delayed": 0.5}])
+def test_drawing_and_delaying_still_learn_and_repeat(options: dict[str, Any]) -> None:
     """Both change the weights, bit by bit the same for a seed, and a cycle is still learned."""
     data = [cycle(8)] * 60 + [cycle(5, 1)] * 4
 

@@ -297,7 +297,9 @@ def test_train_with_too_few_sessions(offbeat: Offbeat, files: Stack) -> None:
 def test_train_on_nothing(offbeat: Offbeat, files: Stack) -> None:
     """An empty file is refused by a sentence of its own."""
     (files.folder / "empty.jsonl").write_bytes(b"\n\n")
-    assert offbeat("train", "-s", "orders", "--input", "empty.jsonl").failed(1, "the history is empty, for there is no record in it")
+    assert offbeat("train", "-s", "orders", "--input", "empty.jsonl").failed(
+        1, "the history is empty, for there is no record in it"
+    )
 
 
 def test_train_on_bad_lines_only(offbeat: Offbeat, files: Stack) -> None:

@@ -87,7 +87,7 @@ def test_a_killed_training_resumes_to_the_same_bundle(folder: Path) -> None:
     assert code == 0, err
     assert "going on after epoch" in err
     assert json.loads(out)["digest"] == wanted
-    assert sorted(p.name for p in (folder / "killed" / "orders").iterdir()) == sorted([wanted, "serving"])
+    assert sorted(p.name for p in (folder / "killed" / "orders").iterdir()) == sorted([wanted, "promotions", "serving"])
 
 
 def test_another_training_is_not_resumed(folder: Path) -> None:
