@@ -85,13 +85,13 @@ def _quality(screen: Console, *, smoke: bool) -> list[dict[str, Any]]:
     results.append(contamination.run(200, screen, (1,), (0.05,)) if smoke else contamination.run(6_000, screen))
     screen.print("hdfs_worker: worker against file, and against labels")
     if hdfs.available():
-        less: dict[str, Any] = {"learn": 600, "play": 100, "promise": 0.01} if smoke else {}
+        less: dict[str, Any] = {"learn": 600, "play": 100, "promise": 0.05} if smoke else {}
         results.append(hdfs_worker.run(screen, **less))
     else:
         screen.print("  left out: the labelled data (../shared/data/hdfs) is not here")
     screen.print("hdfs_raw: raw lines against given event ids")
     if hdfs_raw.available():
-        fewer: dict[str, Any] = {"blocks": 250, "ways": ["raw"]} if smoke else {}
+        fewer: dict[str, Any] = {"blocks": 250, "ways": ["raw"], "promise": 0.1} if smoke else {}
         results.append(hdfs_raw.run(screen, **fewer))
     else:
         screen.print("  left out: the labelled data (../shared/data/hdfs) is not here")
