@@ -129,6 +129,9 @@ def fit(
         `host.load` gives the state of a training that was another.
     """
     refuse_nothing(history)
+    if parts.model.core == "linear" and options is not None and options.contamination:
+        message = "the linear core cannot leave bad sessions out: leave contamination away, or choose another core"
+        raise UnsuitableDataError(message)
     read = read_history(history, parts)
     options = replace(TrainingOptions() if options is None else options, seed=seed, **_recipe(parts))
     trained = train_split(read, split_by_time(read.first_ms), parts, options, on_epoch, clock, buckets, host=host)
@@ -198,9 +201,6 @@ def train_split(
     options = replace(options, unknown=fields.unknown(parts))
     spec, keep = fields.spec(parts), None if host.keep is None else partial(host.keep, name)
     if spec.core == "linear":
-        if options.contamination:
-            message = "the linear core cannot leave bad sessions out: leave contamination away, or choose another core"
-            raise UnsuitableDataError(message)
         # It needs nothing to tell it when to stop; and folds calibrate it, so what serves learns from everything.
         chosen = np.ones_like(split.learn) if name == SERVED else ~split.calibrate
         forecasts = Autoregression.fit(measured(history, chosen)).to_arrays()

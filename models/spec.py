@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from math import isqrt
 from typing import Any
@@ -66,11 +65,6 @@ class ModelSpec:
     def to_json(self) -> dict[str, Any]:
         """For a manifest."""
         return asdict(self)
-
-    @classmethod
-    def from_json(cls, content: Mapping[str, Any]) -> ModelSpec:
-        """What `to_json` gave."""
-        return cls(**{**content, "sizes": tuple(content["sizes"]), "inputs": tuple(content["inputs"])})
 
 
 def state_size(core: str, hidden: int, window: int, columns: int) -> int:

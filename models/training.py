@@ -328,7 +328,7 @@ def _losses(
         inputs = tokens[:, part] if random is None else _forget_some(tokens[:, part], options, random)
         after, next_state = model(inputs, log_gap[:, part], state)
         before = torch.cat([state[:, None, : model.spec.hidden], after[:, :-1]], dim=1)
-        losses = losses_of(model, before, targets[:, part])
+        losses = model.nats(before, targets[:, part], IGNORED)
         told = losses.detach().double()
         found.total[:] += told.sum(1).numpy()
         np.maximum(found.worst, told.amax(1).numpy(), out=found.worst)
@@ -337,16 +337,6 @@ def _losses(
             step.take((losses.sum(1) * counts).sum() / counted.sum())
         state = next_state.detach()
     return found
-
-
-def losses_of(model: SequenceModel, outputs: Tensor, targets: Tensor) -> Tensor:
-    """(B, T) surprise in nats, all fields together, of (B, T, F) targets under (B, T, H) outputs."""
-    return model.nats(outputs, targets, IGNORED)
-
-
-def loss_of(model: SequenceModel, outputs: Tensor, targets: Tensor) -> Tensor:
-    """Summed surprise in nats of (B, T, F) targets under (B, T, H) outputs."""
-    return losses_of(model, outputs, targets).sum()
 
 
 def _forget_some(tokens: Tensor, options: TrainingOptions, generator: np.random.Generator) -> Tensor:
