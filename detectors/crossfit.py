@@ -4,6 +4,10 @@ A fifth held back wastes four fifths of the sessions. Instead they are cut into 
 from the others and scores it, and the scores of all blocks together calibrate the model that serves. That takes as many
 trainings more as there are blocks, so it is for histories of few sessions.
 
+The model that serves is another than those, so what it says of the history counts too. Where many scores are the same,
+as of sessions' first lines, each model gives all of these a score of its own: that of the one that serves may lie just
+above those of the others, and every twentieth record be an anomaly. No score is rarer than it finds it in the history.
+
 References
 ----------
 Vovk 2015, doi:10.1007/s10472-013-9368-4 (cross-conformal predictors), with the scores of all folds pooled.
@@ -32,6 +36,23 @@ def is_worthwhile(sessions: int, rate: float, share: float) -> bool:
     (True, False, False)
     """
     return sessions <= MOST_SESSIONS and sessions * share * rate < _ENOUGH_ALARMS
+
+
+def raised_to(scores: NDArray[np.float32], own: NDArray[np.float32]) -> NDArray[np.float32]:
+    """(n,) scores by other models, in their order, each at least what the one that serves gives at the same rank.
+
+    `own` (m,) are its scores of the same; those that it learned from are too low, which changes nothing.
+
+    >>> raised_to(np.array([3, 1, 2], np.float32), np.array([0, 0, 4], np.float32)).tolist()
+    [4.0, 1.0, 2.0]
+    """
+    if not len(scores) or not len(own):
+        return scores
+    raised = np.empty_like(scores)
+    ranks = ((np.arange(len(scores)) + 1) * len(own) - 1) // len(scores)
+    order = np.argsort(scores, kind="stable")
+    raised[order] = np.maximum(scores[order], np.sort(own)[ranks])
+    return raised
 
 
 def splits_by_time(first_ms: NDArray[np.int64], folds: int = FOLDS) -> Iterator[Split]:

@@ -16,7 +16,7 @@ from detectors.calibration import Calibration
 from detectors.crossfit import is_worthwhile, splits_by_time
 from detectors.guards import doubts, refuse_hopeless, refuse_nothing
 from detectors.held_back import HeldBack, score_held_back
-from detectors.history import History, data_span, measured, read_history, sequences
+from detectors.history import Chosen, History, data_span, measured, read_history, sequences
 from detectors.learned_fields import LearnedFields, learn_fields
 from detectors.parts import CLASSES, Parts, make_runtime, pack
 from detectors.splits import LEARN, VALIDATE, Split, split_by_time
@@ -136,11 +136,13 @@ def fit(
     options = replace(TrainingOptions() if options is None else options, seed=seed, **_recipe(parts))
     trained = train_split(read, split_by_time(read.first_ms), parts, options, on_epoch, clock, buckets, host=host)
     few = read.ended > 0 and is_worthwhile(len(read.first_ms), parts.rate, 1 - LEARN - VALIDATE)
+    bad = options.contamination
     if parts.model.core == "linear" or few:
-        held_back = _cross_fit(read, parts, options, on_epoch, clock, buckets, host)
+        of_folds = _cross_fit(read, parts, options, on_epoch, clock, buckets, host)
+        own = scores_of(trained, np.ones_like(trained.split.learn))
+        held_back = of_folds.without_the_strangest(bad).raised_to(own.without_the_strangest(bad))
     else:
-        held_back = held_back_scores(trained)
-    held_back = held_back.without_the_strangest(options.contamination)
+        held_back = scores_of(trained, trained.split.calibrate).without_the_strangest(bad)
     records, sessions = Calibration.learn(held_back.records), Calibration.learn(held_back.sessions)
     segments = held_back.by_segment(parts.rate)
     fields = trained.fields
@@ -171,7 +173,7 @@ def _cross_fit(
     for number, split in enumerate(splits_by_time(history.first_ms), start=1):
         name = f"fold-{number}"
         trained = train_split(history, split, parts, options, on_epoch, clock, buckets, host=host, name=name)
-        found.append(held_back_scores(trained))
+        found.append(scores_of(trained, split.calibrate))
     return HeldBack.concatenate(found)
 
 
@@ -216,12 +218,12 @@ def train_split(
     return Trained(split, fields, history, parts, stored, epochs, said, rounding, heads)
 
 
-def held_back_scores(trained: Trained) -> HeldBack:
-    """What the model says of the sessions that its split held back for calibration."""
+def scores_of(trained: Trained, sessions: Chosen) -> HeldBack:
+    """What the model says of those of the history's (S,) sessions."""
     learned = trained.parts.learned
     assert learned is not None, "vocabulary and bins are known by now"
     parts = replace(trained.parts, learned=replace(learned, model=trained.model))
-    return score_held_back(trained.history, trained.split.calibrate, parts)
+    return score_held_back(trained.history, sessions, parts)
 
 
 def _content(trained: Trained, options: TrainingOptions, records: Calibration, sessions: Calibration) -> dict[str, Any]:

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from detectors.crossfit import raised_to
 from detectors.history import Chosen, History, Partition
 from detectors.parts import Parts
 from detectors.replay import SLICE, Numbered, replay
-from detectors.segments import BySegment, calibrate_segments
+from detectors.segments import BySegment, calibrate_segments, places_of
 from features.sessions import END_INPUT, LATE, STEP
 from models.runtime import F32
 from models.sampling import without_the_strangest
@@ -55,6 +56,21 @@ class HeldBack:
             self.records[kept], self.of_record[kept], self.sessions[ended], self.of_session[ended],
             self.record_segments[kept], self.session_segments[ended],
         )  # fmt: skip
+
+    def raised_to(self, own: HeldBack) -> HeldBack:
+        """The same with no score rarer, within its segment, than the model that serves finds it: `own` are its scores."""
+
+        def raised(scores: F32, segments: NDArray[Any], own: F32, of_own: NDArray[Any]) -> F32:
+            result, there = scores.copy(), places_of(of_own.tolist())
+            for segment, here in places_of(segments.tolist()).items():
+                result[here] = raised_to(scores[here], own[there.get(segment, [])])
+            return result
+
+        return replace(
+            self,
+            records=raised(self.records, self.record_segments, own.records, own.record_segments),
+            sessions=raised(self.sessions, self.session_segments, own.sessions, own.session_segments),
+        )
 
     def by_segment(self, rate: float) -> tuple[BySegment, BySegment]:
         """Calibrations of the segments that have enough scores, of records and of sessions."""

@@ -27,15 +27,20 @@ def calibrate_segments(
     scores: NDArray[np.float32], segments: Sequence[str | None], rate: float
 ) -> dict[int, Calibration]:
     """Calibrations of those segments that have enough of n held-back scores, given in the order they happened."""
-    places: dict[str, list[int]] = {}
-    for i, segment in enumerate(segments):
-        if segment is not None:
-            places.setdefault(segment, []).append(i)
+    named = {segment: at for segment, at in places_of(segments).items() if segment is not None}
     learned = {
         stable_hash(segment): Calibration.learn(scores[at])
-        for segment, at in sorted(places.items()) if len(at) >= LEAST_SCORES
+        for segment, at in sorted(named.items()) if len(at) >= LEAST_SCORES
     }  # fmt: skip
     return {name: own for name, own in learned.items() if own.supports(rate)}
+
+
+def places_of(segments: Sequence[str | None]) -> dict[str | None, list[int]]:
+    """Where each segment stands, in order."""
+    places: dict[str | None, list[int]] = {}
+    for i, segment in enumerate(segments):
+        places.setdefault(segment, []).append(i)
+    return places
 
 
 def segment_p_values(

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from detectors.calibration import Calibration
-from detectors.crossfit import MOST_SESSIONS, is_worthwhile, splits_by_time
+from detectors.crossfit import MOST_SESSIONS, is_worthwhile, raised_to, splits_by_time
 
 
 @given(st.lists(st.integers(0, 50), min_size=1, max_size=60), st.integers(1, 7))
@@ -23,6 +23,21 @@ def test_each_session_is_held_back_once_in_a_block_of_time(first_ms: list[int], 
     for split in found:
         assert (split.learn.astype(int) + split.validate + split.calibrate == 1).all()
         assert split.validate.sum() == (~split.calibrate).sum() // 8
+
+
+some_scores = st.lists(st.integers(0, 6), min_size=1, max_size=40).map(lambda drawn: np.array(drawn, np.float32))
+
+
+@given(some_scores, some_scores)
+def test_no_score_is_rarer_than_either_finds_it(scores: np.ndarray, own: np.ndarray) -> None:
+    """Of each score at least the share of either reaches it, as near as there are scores; their order stays."""
+    raised = raised_to(scores, own)
+    assert (raised >= scores).all()
+    order = np.argsort(scores, kind="stable")
+    assert (np.diff(raised[order]) >= 0).all()
+    for score in range(8):
+        share = max((scores >= score).mean(), (own >= score).mean())
+        assert np.ceil(share * len(scores) - 1e-9) == (raised >= score).sum()
 
 
 def test_the_promise_is_kept_where_a_model_fits_too_well() -> None:

@@ -67,6 +67,25 @@ def test_a_fit_can_be_served(fitted: Fit, parts: Parts, events: list[Events]) ->
     assert 0.05 < verdicts.anomaly.mean() < 0.2
 
 
+def test_no_score_is_rarer_than_it_is_in_the_history(parts: Parts, events: list[Events]) -> None:
+    """Folds calibrate where sessions are few; a share of records that score alike is no smaller for that.
+
+    Without this, first records of sessions, a score each of its own in every model, were anomalies by the thousand.
+    """
+    strict = replace(parts, rate=0.01)
+    learned = unpack(bundle_of(train(strict, events)), strict)
+    served = replace(strict, learned=learned, encoder=TokenEncoder(2, learned.vocabulary))
+    of_partitions = [
+        process_batch(columns, SessionRows.empty(len(columns.sessions), parts.shape), PartitionState(0), served)[0]
+        for columns in events
+    ]
+    score, p_value = (np.concatenate([getattr(v, name) for v in of_partitions]) for name in ("score", "p_value"))
+    reached = (score[None, :] >= score[:, None]).sum(axis=1)
+    usual = reached >= 30
+    assert usual.sum() > 1_000
+    assert (p_value[usual] >= reached[usual] / (len(score) + 1)).all()
+
+
 def test_the_manifest_says_what_was_learned(fitted: Fit, parts: Parts, events: list[Events]) -> None:
     """Counts, span, schema, rules and versions stand in the content, which is JSON."""
     content = json.loads(json.dumps(fitted.content))
