@@ -58,7 +58,7 @@ class HeldBack:
         )  # fmt: skip
 
     def raised_to(self, own: HeldBack) -> HeldBack:
-        """The same with no score rarer, within its segment, than the model that serves finds it: `own` are its scores."""
+        """The same with no score rarer, in its segment, than the model that serves finds it; `own` are its scores."""
 
         def raised(scores: F32, segments: NDArray[Any], own: F32, of_own: NDArray[Any]) -> F32:
             result, there = scores.copy(), places_of(of_own.tolist())
