@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from importlib.metadata import version
+from operator import methodcaller
 from typing import Any
 
 import numpy as np
@@ -14,11 +15,12 @@ from numpy.typing import NDArray
 
 from detectors.calibration import Calibration
 from detectors.crossfit import is_worthwhile, splits_by_time
+from detectors.ensemble import Ensemble
 from detectors.guards import doubts, refuse_hopeless, refuse_nothing
 from detectors.held_back import HeldBack, score_held_back
 from detectors.history import Chosen, History, data_span, measured, read_history, sequences
 from detectors.learned_fields import LearnedFields, learn_fields
-from detectors.parts import CLASSES, Parts, make_runtime, pack
+from detectors.parts import CLASSES, Model, Parts, joined, make_ensemble, make_runtime, pack
 from detectors.splits import LEARN, VALIDATE, Split, split_by_time
 from features.events import Events
 from features.numbers import NumberBins
@@ -32,6 +34,8 @@ from models.memory import Estimate, estimate
 from models.rounding import store_weights
 from models.runtime import Runtime, widened
 from models.scratch import IN_MEMORY, Scratch
+from models.sequences import Sequences
+from models.spec import ModelSpec
 from models.temperature import HeadCheck
 from models.tempering import temper
 from models.training import Epoch, Progress, TrainingOptions, train
@@ -80,26 +84,44 @@ class Fit:
 
 @dataclass(frozen=True)
 class Trained:
-    """What one split taught: the fields, the history read by them, the weights as stored, and how the epochs went.
+    """What one core learned: the weights as stored, and how the epochs went.
 
-    `doubts` are sentences for whoever trains; `rounding` is what storing weights so costs, `heads` how
-    sure and how right each token field's softmax is, for the manifest.
+    `rounding` is what storing weights so costs, `heads` how sure and how right each token field's softmax is.
+    """
+
+    spec: ModelSpec
+    weights: dict[str, NDArray[Any]]
+    epochs: list[Epoch] = field(default_factory=list)
+    rounding: dict[str, float] = field(default_factory=dict)
+    heads: list[HeadCheck | None] = field(default_factory=list)
+
+    def ready(self, fields: int) -> Runtime | LinearRuntime:
+        """The weights, ready to score; of the fields so many are tokens."""
+        return make_runtime(self.spec, widened(self.weights), fields)
+
+
+@dataclass(frozen=True)
+class Taught:
+    """What one split taught: the fields, the history read by them, and each core.
+
+    `doubts` are sentences for whoever trains.
     """
 
     split: Split
     fields: LearnedFields
     history: History
     parts: Parts
-    weights: dict[str, NDArray[Any]]
-    epochs: list[Epoch]
+    cores: list[Trained]
     doubts: list[str]
-    rounding: dict[str, float] = field(default_factory=dict)
-    heads: list[HeadCheck | None] = field(default_factory=list)
 
-    @property
-    def model(self) -> Runtime | LinearRuntime:
-        """The weights, ready to score."""
-        return make_runtime(self.fields.spec(self.parts), widened(self.weights), self.parts.shape.fields)
+    def core(self, k: int) -> Runtime | LinearRuntime:
+        """The core number k, ready to score."""
+        return self.cores[k].ready(self.parts.shape.fields)
+
+    def ensemble(self, records: Sequence[Calibration]) -> Ensemble:
+        """All cores, each with the calibration of its own records."""
+        ready = [self.core(k) for k in range(len(self.cores))]
+        return make_ensemble([t.spec for t in self.cores], ready, records, self.parts.shape.fields)
 
 
 def fit(
@@ -129,29 +151,34 @@ def fit(
         `host.load` gives the state of a training that was another.
     """
     refuse_nothing(history)
-    if parts.model.core == "linear" and options is not None and options.contamination:
+    if "linear" in parts.cores and options is not None and options.contamination:
         message = "the linear core cannot leave bad sessions out: leave contamination away, or choose another core"
         raise UnsuitableDataError(message)
     read = read_history(history, parts)
     options = replace(TrainingOptions() if options is None else options, seed=seed, **_recipe(parts))
-    trained = train_split(read, split_by_time(read.first_ms), parts, options, on_epoch, clock, buckets, host=host)
+    teach = partial(
+        train_split, read, parts=parts, options=options, on_epoch=on_epoch, clock=clock, buckets=buckets, host=host
+    )  # fmt: skip
+    taught = teach(split_by_time(read.first_ms))
     few = read.ended > 0 and is_worthwhile(len(read.first_ms), parts.rate, 1 - LEARN - VALIDATE)
-    bad = options.contamination
-    if parts.model.core == "linear" or few:
-        of_folds = _cross_fit(read, parts, options, on_epoch, clock, buckets, host)
-        own = scores_of(trained, np.ones_like(trained.split.learn))
-        held_back = of_folds.without_the_strangest(bad).raised_to(own.without_the_strangest(bad))
+    folds: list[Taught] = []
+    if "linear" in parts.cores or few:
+        folds = [teach(split, name=f"fold-{n}") for n, split in enumerate(splits_by_time(read.first_ms), start=1)]
+    ask = partial(_ask, taught, folds, options.contamination)
+    if parts.ensemble:
+        members = [Calibration.learn(ask(methodcaller("core", k)).records) for k in range(len(parts.cores))]
+        held_back = ask(methodcaller("ensemble", members))
     else:
-        held_back = scores_of(trained, trained.split.calibrate).without_the_strangest(bad)
+        members, held_back = [], ask(methodcaller("core", 0))
     records, sessions = Calibration.learn(held_back.records), Calibration.learn(held_back.sessions)
     segments = held_back.by_segment(parts.rate)
-    fields = trained.fields
-    files = pack(fields.vocabulary, trained.weights, records, sessions, fields.templates, fields.numbers, segments)
-    content = _content(trained, options, records, sessions)
+    fields, weights = taught.fields, joined([trained.weights for trained in taught.cores])
+    files = pack(fields.vocabulary, weights, records, sessions, fields.templates, fields.numbers, segments, members)
+    content = _content(taught, options, records, sessions)
     if any(segments):
         content["calibration"]["segments"] = {"records": len(segments[0]), "sessions": len(segments[1])}
-    warnings = [*trained.doubts, *_warnings(records, sessions, parts.rate)]
-    return Fit(content, files | _usual_fields(trained), warnings, fields.templates, fields.vocabulary, fields.numbers)
+    warnings = [*taught.doubts, *_warnings(records, sessions, parts.rate)]
+    return Fit(content, files | _usual_fields(taught), warnings, fields.templates, fields.vocabulary, fields.numbers)
 
 
 def _recipe(parts: Parts) -> dict[str, Any]:
@@ -164,24 +191,23 @@ def _recipe(parts: Parts) -> dict[str, Any]:
     return drawn | ({"delayed": SHARE} if parts.order == "loose" else {})
 
 
-def _cross_fit(
-    history: History, parts: Parts, options: TrainingOptions, on_epoch: OnEpoch, clock: Clock,
-    buckets: Mapping[str, int] | None, host: Host,
-) -> HeldBack:  # fmt: skip
-    """Scores of every session by a model of others, for the one that serves."""
-    found = []
-    for number, split in enumerate(splits_by_time(history.first_ms), start=1):
-        name = f"fold-{number}"
-        trained = train_split(history, split, parts, options, on_epoch, clock, buckets, host=host, name=name)
-        found.append(scores_of(trained, split.calibrate))
-    return HeldBack.concatenate(found)
+def _ask(taught: Taught, folds: Sequence[Taught], bad: float, model: Callable[[Taught], Model]) -> HeldBack:
+    """Scores that calibrate a model, less the share of sessions that is bad: of what it never saw, or of all.
+
+    With folds every session is scored by the model of others, and no milder than the one that serves scores them.
+    """
+    if not folds:
+        return scores_of(taught, model(taught), taught.split.calibrate).without_the_strangest(bad)
+    of_folds = HeldBack.concatenate([scores_of(fold, model(fold), fold.split.calibrate) for fold in folds])
+    own = scores_of(taught, model(taught), np.ones_like(taught.split.learn))
+    return of_folds.without_the_strangest(bad).raised_to(own.without_the_strangest(bad))
 
 
 def train_split(
     history: History, split: Split, parts: Parts, options: TrainingOptions, on_epoch: OnEpoch, clock: Clock,
     buckets: Mapping[str, int] | None = None, *, host: Host = Host(), name: str = SERVED,
-) -> Trained:  # fmt: skip
-    """Learn fields and a model from one split's sessions; those held back for calibration teach nothing of either.
+) -> Taught:  # fmt: skip
+    """Learn fields and cores from one split's sessions; those held back for calibration teach nothing of either.
 
     Parameters
     ----------
@@ -194,19 +220,31 @@ def train_split(
     if name == SERVED:  # a fold may happen to hold too little; what it says of others still counts
         refuse_hopeless(learning, parts)
     validation = sequences(history, split.validate, parts, host.scratch)
+    trained = []
+    for k, core in enumerate(parts.cores):
+        own = replace(options, seed=options.seed + k, unknown=fields.unknown(parts))
+        state_name = f"{name}-{k + 1}" if k else name
+        spec = fields.spec(parts.of_core(core))
+        if core == "linear":
+            # It needs nothing to tell it when to stop; and folds calibrate it, so what serves learns from everything.
+            chosen = np.ones_like(split.learn) if name == SERVED else ~split.calibrate
+            trained.append(Trained(spec, {**Autoregression.fit(measured(history, chosen)).to_arrays()}))
+        else:
+            trained.append(_train_core(spec, parts, learning, validation, own, on_epoch, clock, host, state_name))
+    return Taught(split, fields, history, parts, trained, doubts(history, learning, fields, parts))
+
+
+def _train_core(
+    spec: ModelSpec, parts: Parts, learning: Sequences, validation: Sequences, options: TrainingOptions,
+    on_epoch: OnEpoch, clock: Clock, host: Host, name: str,
+) -> Trained:  # fmt: skip
     epochs: list[Epoch] = []
 
     def progress(epoch: Epoch) -> None:
         epochs.append(epoch)
         on_epoch(epoch)
 
-    options = replace(options, unknown=fields.unknown(parts))
-    spec, keep = fields.spec(parts), None if host.keep is None else partial(host.keep, name)
-    if spec.core == "linear":
-        # It needs nothing to tell it when to stop; and folds calibrate it, so what serves learns from everything.
-        chosen = np.ones_like(split.learn) if name == SERVED else ~split.calibrate
-        forecasts = Autoregression.fit(measured(history, chosen)).to_arrays()
-        return Trained(split, fields, history, parts, {**forecasts}, epochs, doubts(history, learning, fields, parts))
+    keep = None if host.keep is None else partial(host.keep, name)
     host.on_estimate(estimate(spec, options, learning))
     weights = train(
         learning, validation, spec, options, progress, clock, watch=host.watch, resume=host.load(name), keep=keep
@@ -214,36 +252,29 @@ def train_split(
     # Where orders that could have been were learned, a head is unsure on purpose.
     weights, heads = temper(weights, spec, validation, parts.shape.fields, mends=not options.delayed)
     stored, rounding = store_weights(weights, parts.weights, spec, validation)
-    said = doubts(history, learning, fields, parts)
-    return Trained(split, fields, history, parts, stored, epochs, said, rounding, heads)
+    return Trained(spec, stored, epochs, rounding, heads)
 
 
-def scores_of(trained: Trained, sessions: Chosen) -> HeldBack:
+def scores_of(taught: Taught, model: Model, sessions: Chosen) -> HeldBack:
     """What the model says of those of the history's (S,) sessions."""
-    learned = trained.parts.learned
+    learned = taught.parts.learned
     assert learned is not None, "vocabulary and bins are known by now"
-    parts = replace(trained.parts, learned=replace(learned, model=trained.model))
-    return score_held_back(trained.history, sessions, parts)
+    return score_held_back(taught.history, sessions, replace(taught.parts, learned=replace(learned, model=model)))
 
 
-def _content(trained: Trained, options: TrainingOptions, records: Calibration, sessions: Calibration) -> dict[str, Any]:
+def _content(taught: Taught, options: TrainingOptions, records: Calibration, sessions: Calibration) -> dict[str, Any]:
     """What the manifest says."""
-    parts, fields, epochs = trained.parts, trained.fields, trained.epochs
+    parts, fields = taught.parts, taught.fields
     softmax = {"softmax": CLASSES} if any(fields.spec(parts).class_widths) else {}
     return {
         "stream": parts.stream,
         "schema": parts.schema | {"seasonal": list(fields.seasonal)} | softmax,
         "rules": {"gap_ms": parts.rules.gap_ms, "max_events": parts.rules.max_events},
-        "data": data_span(trained.history),
+        "data": data_span(taught.history),
         "training": {
-            "seed": options.seed, "epochs": len(epochs), "sessions": int(trained.split.learn.sum()),
-            "best_validation_loss": min((e.validation_loss for e in epochs), default=None),
-            "contamination": options.contamination, "left_out": epochs[-1].left_out if epochs else 0,
-            "curve": {name: [getattr(epoch, name) for epoch in epochs] for name in _CURVE},
-            **trained.rounding,
-            "heads": {name: h.to_json() for name, h in zip(parts.fields, trained.heads, strict=False) if h is not None},
-            "tempered": not options.delayed,
-        },
+            "seed": options.seed, "sessions": int(taught.split.learn.sum()), "contamination": options.contamination,
+            "tempered": not options.delayed, **_of_core(taught.cores[0], parts),
+        } | ({"ensemble": [_of_core(trained, parts) for trained in taught.cores[1:]]} if parts.ensemble else {}),
         "templates": len(fields.templates.templates),
         "vocabulary": {"digest": fields.vocabulary.digest, "fields": fields.vocabulary.summary()},
         "calibration": {
@@ -255,16 +286,29 @@ def _content(trained: Trained, options: TrainingOptions, records: Calibration, s
     }  # fmt: skip
 
 
-def _usual_fields(trained: Trained) -> dict[str, bytes]:
+def _of_core(trained: Trained, parts: Parts) -> dict[str, Any]:
+    """How its training went."""
+    epochs = trained.epochs
+    return {
+        "epochs": len(epochs),
+        "best_validation_loss": min((e.validation_loss for e in epochs), default=None),
+        "left_out": epochs[-1].left_out if epochs else 0,
+        "curve": {name: [getattr(epoch, name) for epoch in epochs] for name in _CURVE},
+        **trained.rounding,
+        "heads": {name: h.to_json() for name, h in zip(parts.fields, trained.heads, strict=False) if h is not None},
+    }
+
+
+def _usual_fields(taught: Taught) -> dict[str, bytes]:
     """How often fields are missing, of a wrong type or unknown, for workers to compare with."""
-    parts = trained.parts
+    parts = taught.parts
     if parts.watch is None:
         return {}
     found = []
-    for p in trained.history.partitions:
+    for p in taught.history.partitions:
         # In the order of arrival, in which workers count; events that were put in order are found by their offsets.
-        taught = np.isin(p.arrived.offsets, p.events.offsets[p.records(trained.split.learn)])
-        found.append((p.arrived, parts.encoder.ids(p.arrived.tokens, len(p.arrived)), ~taught))
+        taught_by = np.isin(p.arrived.offsets, p.events.offsets[p.records(taught.split.learn)])
+        found.append((p.arrived, parts.encoder.ids(p.arrived.tokens, len(p.arrived)), ~taught_by))
     usual = replace(parts.watch, usual={}).learn(found)
     return {"schema.json": json.dumps(usual, indent=1, sort_keys=True).encode()}
 

@@ -14,6 +14,7 @@ from safetensors import SafetensorError
 from safetensors.numpy import load, save
 
 from detectors.calibration import Calibration
+from detectors.ensemble import Ensemble, Member
 from detectors.half_space_trees import Trees
 from detectors.online import ONLINE, OnlineRules
 from detectors.rows import RowShape
@@ -30,12 +31,13 @@ from models.bundle import Bundle
 from models.errors import BundleError
 from models.linear import LinearRuntime
 from models.runtime import Runtime, load_runtime, widened
-from models.spec import WINDOWED, ModelSpec
+from models.spec import WINDOWED, ModelSpec, state_size
 
 NO_TEMPLATES = Templates(())
 NO_NUMBERS = NumberBins(())
 NO_RULES = NumberRules()
 NO_WINDOW = 0  # of a core whose weights are for any
+Model = Runtime | LinearRuntime | Ensemble
 USUAL_MODEL = ModelSpec("gru", 64, ())
 CLASSES = "classes"  # of ids, in the softmax of large vocabularies; bundles of before there were any do not say it
 VOCABULARY_VERSION = 2  # the first had no version in its file, and no `<rare>`
@@ -65,7 +67,7 @@ class Learned:
 
     digest: str
     vocabulary: Vocabulary
-    model: Runtime | LinearRuntime | None  # none while it is being trained
+    model: Model | None  # none while it is being trained
     records: Calibration
     sessions: Calibration
     templates: Templates = NO_TEMPLATES
@@ -77,7 +79,7 @@ class Learned:
     segment_sessions: BySegment = field(default_factory=dict)
 
     @property
-    def runtime(self) -> Runtime | LinearRuntime:
+    def runtime(self) -> Model:
         """The model, which there is but in training."""
         assert self.model is not None, "a bundle has a model"
         return self.model
@@ -100,6 +102,8 @@ class Parts:
         None until a bundle serves.
     model
         What is trained for it, still without sizes.
+    ensemble
+        Cores beside that one, of the same width, that are trained and asked too.
     order
         "strict", or "loose" where what is trained shall take no order for strange.
     weights
@@ -130,6 +134,7 @@ class Parts:
     windows: WindowRules | None = None
     watch: SchemaWatch | None = None
     model: ModelSpec = USUAL_MODEL
+    ensemble: tuple[str, ...] = ()
     weights: str = "float32"
     order: str = "strict"
     online: OnlineRules = ONLINE
@@ -150,14 +155,24 @@ class Parts:
         """What a bundle must have been trained with, as its manifest holds it."""
         rules, numbers = self.measures, self.number_fields
         schema = {
-            "tokens": list(self.fields[: self.shape.fields]), "core": self.model.core,
+            "tokens": list(self.fields[: self.shape.fields]),
+            "core": [self.model.core, *self.ensemble] if self.ensemble else self.model.core,
             "hidden": self.model.hidden, "numbers": list(numbers),
             "counters": [*(numbers[column] for column in rules.counters), *rules.counter_names],
         }  # fmt: skip
-        return schema | ({"context": self.model.window} if self.model.core in WINDOWED else {})
+        return schema | ({"context": self.model.window} if set(WINDOWED) & {*self.cores} else {})
+
+    @property
+    def cores(self) -> tuple[str, ...]:
+        """All that are asked."""
+        return (self.model.core, *self.ensemble)
+
+    def of_core(self, core: str) -> Parts:
+        """The same of one core alone."""
+        return replace(self, model=replace(self.model, core=core), ensemble=())
 
     def spec(self, vocabulary: Vocabulary, numbers: NumberBins, seasonal: Sequence[str]) -> ModelSpec:
-        """The model over what was learned of the fields."""
+        """The model over what was learned of the fields; of an ensemble the first."""
         sizes = (*vocabulary.sizes, *numbers.sizes)
         return replace(self.model, sizes=sizes, inputs=_input_sizes(seasonal))
 
@@ -188,10 +203,19 @@ class Parts:
 
     def tails(self, events: Events, measures: NDArray[np.float32], ids: NDArray[np.int32]) -> NDArray[np.float32]:
         """(n, N) nats that the tails of numbers add to the surprise of their ids."""
-        if self.model.core == "linear":  # it has no bins
+        return self._tails(measures, ids, self.measures.names(events))
+
+    def tails_of_context(
+        self, hashes: NDArray[np.uint64], measures: NDArray[np.float32], ids: NDArray[np.int32]
+    ) -> NDArray[np.float32]:
+        """The same of (k, F) hashes and (k, N) measures that a row has kept."""
+        return self._tails(measures, ids, self._names_of(hashes))
+
+    def _tails(self, measures: NDArray[np.float32], ids: NDArray[np.int32], names: Names | None) -> NDArray[np.float32]:
+        if self.cores == ("linear",):  # it has no bins
             return np.zeros(measures.shape, np.float32)
         mine = np.ascontiguousarray(ids[:, self.shape.fields : len(self.fields)])
-        return self._number_encoder.tails(measures.astype(np.float64), mine, self.measures.names(events))
+        return self._number_encoder.tails(measures.astype(np.float64), mine, names)
 
     def ids_of_context(
         self, hashes: NDArray[np.uint64], measures: NDArray[np.float32], time_ms: NDArray[np.int64]
@@ -236,9 +260,12 @@ def pack(
     templates: Templates = NO_TEMPLATES,
     numbers: NumberBins = NO_NUMBERS,
     segments: tuple[BySegment, BySegment] = ({}, {}),
+    members: Sequence[Calibration] = (),
 ) -> dict[str, bytes]:
     """A bundle's files, from what was learned; of segments those of records and of sessions."""
     calibration = records.to_arrays("records") | sessions.to_arrays("sessions") | segment_arrays(*segments)
+    for k, member in enumerate(members):
+        calibration |= member.to_arrays(_member(k))
     return {
         "weights.safetensors": save(dict(sorted(weights.items()))),
         "calibration.safetensors": save(calibration),
@@ -323,15 +350,24 @@ def learned_of(bundle: Bundle, runtime: str = "auto", device: str = "cpu") -> Le
         found = load(bundle.files["calibration.safetensors"])
         records, sessions = (Calibration.from_arrays(found, name) for name in ("records", "sessions"))
         segments = segments_of(found)
+        cores = schema["core"] if isinstance(schema["core"], list) else []
+        members = [Calibration.from_arrays(found, _member(k)) for k in range(len(cores))]
     except (KeyError, ValueError, SafetensorError) as error:
         message = f"bundle {bundle.digest[:12]} lacks a part ({error}); run `offbeat train --promote`"
         raise BundleError(message) from None
     sizes, inputs = (*vocabulary.sizes, *bins.sizes), _input_sizes(seasonal)
     spec = ModelSpec(
-        schema["core"], schema["hidden"], sizes, inputs, schema.get("context", NO_WINDOW),
+        cores[0] if cores else schema["core"], schema["hidden"], sizes, inputs, schema.get("context", NO_WINDOW),
         flat=schema.get("softmax") != CLASSES,
     )  # fmt: skip
-    model = make_runtime(spec, weights, len(vocabulary.sizes), runtime, device)
+    if cores:
+        specs, of_members = [replace(spec, core=core) for core in cores], unjoined(weights, len(cores))
+        runtimes = [
+            make_runtime(s, w, len(vocabulary.sizes), runtime, device) for s, w in zip(specs, of_members, strict=True)
+        ]
+        model: Model = make_ensemble(specs, runtimes, members, len(vocabulary.sizes))
+    else:
+        model = make_runtime(spec, weights, len(vocabulary.sizes), runtime, device)
     return Learned(
         bundle.digest, vocabulary, model, records, sessions, templates, certificate, bins, seasonal, usual, *segments
     )
@@ -350,6 +386,44 @@ def make_runtime(
     if spec.core == "linear":
         return LinearRuntime(weights, fields, len(spec.sizes) - fields)
     return load_runtime(spec, weights, runtime, device)
+
+
+def make_ensemble(
+    specs: Sequence[ModelSpec], runtimes: Sequence[Runtime | LinearRuntime], records: Sequence[Calibration], fields: int
+) -> Ensemble:
+    """Members as one, from what serves each and the calibrations of their own records."""
+    members = []
+    for spec, runtime, own in zip(specs, runtimes, records, strict=True):
+        reads = len(spec.sizes) - fields if spec.core == "linear" else spec.hidden
+        members.append(Member(runtime, own, row_width(spec, fields), reads))
+    return Ensemble(members)
+
+
+def row_width(spec: ModelSpec, fields: int) -> int:
+    """How many numbers a row keeps of a model; `fields` of its sizes are tokens."""
+    columns = len(spec.sizes) - fields if spec.core == "linear" else spec.columns
+    return state_size(spec.core, spec.hidden, spec.window, columns)
+
+
+def joined(weights: Sequence[Mapping[str, NDArray[Any]]]) -> dict[str, NDArray[Any]]:
+    """Weights of an ensemble's members under names of their own; of a single model as they are."""
+    if len(weights) == 1:
+        return dict(weights[0])
+    return {f"{k}.{name}": w for k, of_member in enumerate(weights) for name, w in of_member.items()}
+
+
+def unjoined(weights: Mapping[str, NDArray[Any]], members: int) -> list[dict[str, NDArray[Any]]]:
+    """What `joined` was given, of that many members."""
+    if members == 1:
+        return [dict(weights)]
+    return [
+        {name.removeprefix(f"{k}."): w for name, w in weights.items() if name.startswith(f"{k}.")}
+        for k in range(members)
+    ]
+
+
+def _member(k: int) -> str:
+    return f"member.{k}.records"
 
 
 def _input_sizes(seasonal: Sequence[str]) -> tuple[int, ...]:

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from detectors.ensemble import sum_fields
 from detectors.intake import Intake, take_in
 from detectors.parts import Learned, Parts
 from detectors.rows import NO_BUNDLE, NO_OFFSET, PartitionState, SessionRows, remember
@@ -148,13 +149,12 @@ def process_batch(
     hashes = parts.encoder.hashes(events.tokens, len(events))
     measures, *counters = measure(events, walk, rows.counter_value, rows.counter_ms, parts.measures)
     ids = parts.ids(events, measures)
-    surprise, end_surprise, states, hidden = _surprise(ids, parts.among(events, ids), measures, rows, walk, parts)
-    surprise[:, parts.shape.fields :] += parts.tails(events, measures, ids)
+    surprise, end_surprise, states, hidden = _surprise(events, ids, measures, rows, walk, parts)
     online, learned_online = None, None
     if parts.learns_online:
         online, learned_online = score_warming_up(walk, hashes, measures, rows, partition, parts)
         surprise, hidden = online.surprise, online.hidden
-    score = _sum_fields(surprise)
+    score = sum_fields(surprise)
 
     ended_segments, segment = follow_segments(walk, events.segments, rows.segment)
     after = _after(rows, intake, walk, hidden, counters, segment)
@@ -205,7 +205,7 @@ def _after(
 
 
 def _surprise(
-    ids: NDArray[np.int32], among: NDArray[np.int32], measures: F32, rows: SessionRows, walk: Walk, parts: Parts
+    events: Events, ids: NDArray[np.int32], measures: F32, rows: SessionRows, walk: Walk, parts: Parts
 ) -> tuple[F32, F32, F32, F32]:
     """Surprise of fields and ends, states scored under, states after; NaN and unchanged without a model."""
     n, m = len(ids), len(walk.kind)
@@ -214,7 +214,7 @@ def _surprise(
         return np.full((n, len(parts.fields)), np.nan, np.float32), np.full(m, np.nan, np.float32), nowhere, rows.hidden
     scores = parts.learned.runtime.score_and_step(
         walk.kind, walk.row, walk.record, walk.first,
-        ids, log_gaps(walk.gap_ms), rows.hidden, among, measures,
+        ids, log_gaps(walk.gap_ms), rows.hidden, parts.among(events, ids), measures, parts.tails(events, measures, ids),
     )  # fmt: skip
     return scores.surprise, scores.end_surprise, scores.states, scores.hidden
 
@@ -228,14 +228,6 @@ def _unknown_and_rare(ids: NDArray[np.int32], parts: Parts) -> tuple[NDArray[np.
     """(F,) each, of the token fields; 0 before a bundle serves."""
     tokens, none = ids[:, : parts.shape.fields], np.zeros(parts.shape.fields, np.int64)
     return (none, none) if parts.learned is None else parts.learned.vocabulary.count(tokens)
-
-
-def _sum_fields(surprise: F32) -> F32:
-    """(n,) sums of (n, F), field by field, so that a sum never depends on numpy's blocking."""
-    total = surprise[:, 0].copy()
-    for f in range(1, surprise.shape[1]):
-        total += surprise[:, f]
-    return total
 
 
 def _p_values(
@@ -275,11 +267,11 @@ def rebuild_stale(rows: SessionRows, parts: Parts) -> SessionRows:
     scores = learned.runtime.score_and_step(
         np.zeros(n, np.int8), which, np.arange(n, dtype=np.int32), first,
         ids, log_gaps(gaps), np.zeros((len(stale), rows.hidden.shape[1]), np.float32),
-        parts.among_of_context(hashes, ids), measures,
+        parts.among_of_context(hashes, ids), measures, parts.tails_of_context(hashes, measures, ids),
     )  # fmt: skip
     rebuilt = rows.copy()
     rebuilt.hidden[stale] = scores.hidden
-    strangeness = _sum_fields(scores.surprise)
+    strangeness = sum_fields(scores.surprise)
     strangeness[starts[rows.events[stale] > lengths]] = -np.inf  # it opens the window, and did not open its session
     rebuilt.worst[stale] = np.maximum.reduceat(strangeness, starts)
     rebuilt.worst_offset[stale] = NO_OFFSET

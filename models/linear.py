@@ -47,9 +47,9 @@ class LinearRuntime:
     def score_and_step(
         self, kind: NDArray[np.int8], row: NDArray[np.int32], record: NDArray[np.int32], first: NDArray[np.bool_],
         tokens: NDArray[np.int32], log_gap: F32, hidden: F32, among: NDArray[np.int32] | None = None,
-        numbers: F32 | None = None,
+        numbers: F32 | None = None, tails: F32 | None = None,
     ) -> Scores:  # fmt: skip
-        """As `Runtime.score_and_step` says."""
+        """As `Runtime.score_and_step` says; without ids numbers have no tails."""
         channels, width = self.model.channels, self.model.lags + 1
         numbers = np.empty((len(tokens), channels), np.float32) if numbers is None else numbers
         after = np.array(hidden, np.float32, order="C")

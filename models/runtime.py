@@ -46,12 +46,12 @@ class Runtime(Protocol):
     def score_and_step(
         self, kind: NDArray[np.int8], row: NDArray[np.int32], record: NDArray[np.int32], first: NDArray[np.bool_],
         tokens: NDArray[np.int32], log_gap: F32, hidden: F32, among: NDArray[np.int32] | None = None,
-        numbers: F32 | None = None,
+        numbers: F32 | None = None, tails: F32 | None = None,
     ) -> Scores:  # fmt: skip
         """Score each event before learning it; shapes as in `models.kernels.score_and_step`. `hidden` is untouched.
 
         `hidden` may be wider than the model's state; what lies beyond stays as it is. `numbers` are the (n, N) values
-        themselves, for what reads them by no ids.
+        themselves, for what reads them by no ids, `tails` (n, N) nats that come on top of the surprise of their ids.
         """
 
     def log_probabilities(self, states: F32) -> list[F32]:
@@ -83,6 +83,12 @@ def load_runtime(spec: ModelSpec, weights: Mapping[str, F32], runtime: str = "au
     from models.torch_runtime import TorchRuntime, choose_device  # a worker maps libtorch only where it must
 
     return TorchRuntime(spec, weights, choose_device(device))
+
+
+def add_tails(scores: Scores, tails: F32 | None) -> None:
+    """Put (n, N) nats on top of the surprise of the last N fields."""
+    if tails is not None and tails.shape[1]:
+        scores.surprise[:, -tails.shape[1] :] += tails
 
 
 def widened(weights: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
@@ -148,7 +154,7 @@ class GruKernel:
     def score_and_step(
         self, kind: NDArray[np.int8], row: NDArray[np.int32], record: NDArray[np.int32], first: NDArray[np.bool_],
         tokens: NDArray[np.int32], log_gap: F32, hidden: F32, among: NDArray[np.int32] | None = None,
-        numbers: F32 | None = None,
+        numbers: F32 | None = None, tails: F32 | None = None,
     ) -> Scores:  # fmt: skip
         """As `Runtime.score_and_step` says."""
         among = np.empty((len(tokens), 0, 2), np.int32) if among is None else among
@@ -163,6 +169,7 @@ class GruKernel:
             self._head, self._head_bias, self._head_offset, self._classed, scores.surprise, scores.states,
             scores.end_surprise,
         )  # fmt: skip
+        add_tails(scores, tails)
         return scores
 
     def log_probabilities(self, states: F32) -> list[F32]:

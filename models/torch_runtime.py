@@ -19,7 +19,7 @@ from torch import Tensor
 from models.errors import BundleError, RuntimeUnavailableError
 from models.family import make_model
 from models.kernels import LATE, STEP
-from models.runtime import F32, Scores
+from models.runtime import F32, Scores, add_tails
 from models.spec import WINDOWED, ModelSpec
 
 LONGEST = 256  # events of a run that go through the model at once; the rest follows with the state they leave
@@ -122,7 +122,7 @@ class TorchRuntime:
     def score_and_step(
         self, kind: NDArray[np.int8], row: NDArray[np.int32], record: NDArray[np.int32], first: NDArray[np.bool_],
         tokens: NDArray[np.int32], log_gap: F32, hidden: F32, among: NDArray[np.int32] | None = None,
-        numbers: F32 | None = None,
+        numbers: F32 | None = None, tails: F32 | None = None,
     ) -> Scores:  # fmt: skip
         """As `Runtime.score_and_step` says."""
         among = np.empty((len(tokens), 0, 2), np.int32) if among is None else among
@@ -142,7 +142,9 @@ class TorchRuntime:
                 at = self._send(part)
                 end_surprise[at] = -self._model.log_probabilities(states[at])[0][:, -1]
             found = self._fetch(surprise, states, end_surprise)
-        return Scores(found[0], found[1], found[2], after)
+        scores = Scores(found[0], found[1], found[2], after)
+        add_tails(scores, tails)
+        return scores
 
     def log_probabilities(self, states: F32) -> list[F32]:
         """As `Runtime.log_probabilities` says."""

@@ -174,7 +174,7 @@ _WORDS: dict[Any, str] = {
     str: "text", SecretStr: "text, never shown", Path: "path", int: "whole number", float: "number",
     bool: "true or false", list[str]: "list of texts", tuple[str, ...]: "list of texts",
     dict[str, Any]: "field: rule pairs", NamedNumbers: "`{name: FIELD, value: FIELD}`",
-    dict[str, int]: "field: whole number pairs", list[Literal["hour", "weekday"]]: "list of `hour`, `weekday`",
+    dict[str, int]: "field: whole number pairs",
     dict[str, Scalar]: "field: value pairs; a value is text, a number, or true or false",
 }  # fmt: skip
 
@@ -186,6 +186,8 @@ def _words(annotation: Any, metadata: list[Any]) -> str:
         return "duration"
     if get_origin(annotation) is Literal:
         return " or ".join(f"`{value}`" for value in get_args(annotation))
+    if get_origin(annotation) is list and get_origin(get_args(annotation)[0]) is Literal:
+        return "list of " + ", ".join(f"`{value}`" for value in get_args(get_args(annotation)[0]))
     if isinstance(annotation, UnionType) or get_origin(annotation) is Union:
         inner = [_words(a, []) for a in get_args(annotation) if a is not NoneType]
         return " or ".join(inner) + (", or absent" if NoneType in get_args(annotation) else "")
@@ -194,7 +196,7 @@ def _words(annotation: Any, metadata: list[Any]) -> str:
 
 def _bounds(field: FieldInfo) -> Iterator[str]:
     duration = any(m in get_args(DurationMs) for m in field.metadata)
-    is_list = field.annotation == list[str]
+    is_list = get_origin(field.annotation) is list
     for m in field.metadata:
         for attribute, words in (("gt", "above"), ("ge", "at least"), ("le", "at most"), ("lt", "below")):
             if (bound := getattr(m, attribute, None)) is not None:

@@ -149,6 +149,7 @@ def make_parts(settings: Settings, name: str, learned: Learned | None) -> Parts:
         encoder=TokenEncoder(words, None if learned is None else learned.vocabulary),
         learned=learned,
         model=model,
+        ensemble=tuple(stream.model.ensemble),
         weights=stream.model.weights,
         order=stream.model.order,
         remembered=0 if stream.duplicates.id is None else stream.duplicates.remember,
@@ -235,7 +236,9 @@ def state_fingerprint(settings: Settings, name: str) -> str:
         parts["allowed"] = stream.late.allowed
     if stream.duplicates.id is not None:
         parts["duplicates"] = stream.duplicates.model_dump()
-    if stream.model.core == "transformer":
+    if stream.model.ensemble:
+        parts["ensemble"] = stream.model.ensemble
+    if "transformer" in stream.model.cores:
         parts["seasons"] = stream.seasons  # its state holds the ids of events, these too
     parts |= _reading(settings, name)
     return _digest_of(parts)

@@ -162,8 +162,9 @@ class Settings(Section):
             message = "the kernels of runtime: kernel compute on the CPU; write device: auto, or runtime: torch"
             raise ValueError(message)
         for name, stream in self.streams.items():
-            if self.runtime == "kernel" and stream.model.core not in {*KERNELS, "linear"}:
-                message = f"stream {name}: there is no kernel for model.core {stream.model.core}; write runtime: auto"
+            without = [core for core in stream.model.cores if core not in {*KERNELS, "linear"}]
+            if self.runtime == "kernel" and without:
+                message = f"stream {name}: there is no kernel for model.core {without[0]}; write runtime: auto"
                 raise ValueError(message)
         return self
 

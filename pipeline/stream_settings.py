@@ -121,15 +121,24 @@ class DuplicateSettings(Section):
     )
 
 
+Core = Literal["gru", "lstm", "transformer", "tcn", "linear"]
+
+
 class ModelSettings(Section):
     """The sequence model of a stream."""
 
-    core: Literal["gru", "lstm", "transformer", "tcn", "linear"] = Field(
+    core: Core = Field(
         "gru",
         description="What carries a session's past from event to event. gru and lstm carry a state and are cheap for "
         "each record; tcn and transformer look back at the last `context` events. linear forecasts each number from "
         "its own last values, and knows nothing else.",
     )
+    ensemble: list[Core] = Field(
+        [], max_length=3,
+        description="Further cores, all trained and asked beside `core`: a record's score is then the mean of minus "
+        "the logarithms of their p-values. What one sees badly another may see; each costs its own time and state. "
+        "The same core again starts from other weights.",
+    )  # fmt: skip
     hidden: Literal[16, 32, 64, 128, 256] = Field(64, description="Width of what the core tells the heads.")
     order: Literal["strict", "loose"] = Field(
         "strict",
@@ -152,6 +161,11 @@ class ModelSettings(Section):
         description="Share of the history's sessions that are taken for bad: the strangest ones, which training learns "
         "nothing from. 0 where the history is as it should be: what is left out in vain alarms later.",
     )  # fmt: skip
+
+    @property
+    def cores(self) -> tuple[str, ...]:
+        """All that are asked."""
+        return (self.core, *self.ensemble)
 
 
 class PromiseSettings(Section):
@@ -431,16 +445,16 @@ class StreamSettings(Section):
         if self.model.order == "loose" and self.kind == "metrics":
             message = "model.order: loose is for events and log lines; samples come in the order of their times"
             raise ValueError(message)
-        if self.model.core == "linear" and (not self.number_fields or self.named_number is not None):
+        if "linear" in self.model.cores and (not self.number_fields or self.named_number is not None):
             message = (
-                "model.core: linear forecasts each number from its own last values: write numbers as a list of fields, "
+                "the core linear forecasts each number from its own last values: write numbers as a list of fields, "
                 "or choose another core"
             )
             raise ValueError(message)
         if self.state_numbers > _MOST_STATE_NUMBERS:
             message = (
-                f"a {self.model.core}'s state with model.hidden {self.model.hidden} and model.context "
-                f"{self.model.context} is {self.state_numbers:,} numbers, more than a session's row can hold "
+                f"the state of {' and '.join(self.model.cores)} with model.hidden {self.model.hidden} and "
+                f"model.context {self.model.context} is {self.state_numbers:,} numbers, more than a row can hold "
                 f"({_MOST_STATE_NUMBERS:,}); make one of the two smaller"
             )
             raise ValueError(message)
@@ -455,9 +469,11 @@ class StreamSettings(Section):
         numbers = self.number_fields if windows is None else window_columns(self.number_fields, windows)
         tokens = len(self.fields) - len(self.number_fields)
         columns = tokens + len(numbers) + len(self.parameter_fields) + len(self.seasons)
-        if self.model.core == "linear":
-            columns = len(numbers)
-        return state_size(self.model.core, self.model.hidden, self.model.context, columns)
+        sizes = (
+            state_size(core, self.model.hidden, self.model.context, len(numbers) if core == "linear" else columns)
+            for core in self.model.cores
+        )
+        return sum(sizes)
 
     def window_rules(self, gap_ms: int) -> WindowRules | None:
         """What `window` says; None where samples are scored one by one. Counters are known for a session's gap."""

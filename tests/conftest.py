@@ -14,6 +14,7 @@ import pytest
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from detectors.calibration import Calibration
+from detectors.ensemble import Ensemble, Member
 from detectors.parts import NO_NUMBERS, Learned, Parts
 from detectors.rows import RowShape
 from features.measures import SEASONS, NumberRules
@@ -113,6 +114,26 @@ def make_linear_parts() -> Parts:
     return replace(wide, learned=learned, shape=shape, model=ModelSpec("linear", HIDDEN, ()))
 
 
+def make_ensemble_parts() -> Parts:
+    """The wide numbers under two GRUs and the linear core together."""
+    wide, linear, rng = make_number_parts("wide"), make_linear_parts(), np.random.default_rng(0)
+    assert wide.learned is not None
+    assert linear.learned is not None
+    again = make_number_parts("wide", seed=5).learned
+    assert again is not None
+    others = [Calibration.learn(rng.gamma(shape, scale, 400)) for shape, scale in ((14, 0.8), (9, 0.2))]
+    cores = [
+        Member(wide.learned.runtime, others[0], HIDDEN, HIDDEN), Member(again.runtime, others[0], HIDDEN, HIDDEN),
+        Member(linear.learned.runtime, others[1], linear.shape.hidden, 2),
+    ]  # fmt: skip
+    learned = replace(
+        wide.learned, model=Ensemble(cores),
+        records=Calibration.learn(rng.gamma(3, 0.4, 400)), sessions=Calibration.learn(rng.gamma(5, 0.5, 200)),
+    )  # fmt: skip
+    shape = replace(wide.shape, hidden=2 * HIDDEN + linear.shape.hidden)
+    return replace(wide, learned=learned, shape=shape, ensemble=("gru", "linear"))
+
+
 @pytest.fixture(scope="session")
 def learned() -> Learned:
     return make_learned()
@@ -128,11 +149,13 @@ def parts(learned: Learned) -> Parts:
     )  # fmt: skip
 
 
-@pytest.fixture(params=["tokens", "wide", "named", "parameters", "linear", "segments"])
+@pytest.fixture(params=["tokens", "wide", "named", "parameters", "linear", "ensemble", "segments"])
 def any_parts(request: pytest.FixtureRequest, parts: Parts, learned: Learned) -> Parts:
     """Parts of a stream of tokens, with numbers of three sorts, and with segments."""
     if request.param == "linear":
         return make_linear_parts()
+    if request.param == "ensemble":
+        return make_ensemble_parts()
     if request.param == "segments":
         return replace(parts, learned=with_segments(learned))
     return parts if request.param == "tokens" else make_number_parts(request.param)

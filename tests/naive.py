@@ -231,12 +231,11 @@ def score_of(
         np.array([0], np.int8), np.array([0], np.int32), np.array([0], np.int32), np.array([opens]),
         np.array([ids], np.int32), np.array([math.log1p(gap_ms / 1000.0)], np.float32), hidden[None],
         np.array(among, np.int32).reshape(1, -1, 2), np.array([measures], np.float32),
+        np.array([[nats for _, nats in numbers]], np.float32),
     )  # fmt: skip
     total = np.float32(0)
-    has_bins = parts.model.core != "linear"
-    tails = [0.0] * parts.shape.fields + [nats if has_bins else 0.0 for _, nats in numbers]
-    for nats, tail in zip(scores.surprise[0], tails, strict=True):
-        total = np.float32(total + np.float32(nats + np.float32(tail)))
+    for nats in scores.surprise[0]:
+        total = np.float32(total + nats)
     return total, scores.hidden[0]
 
 

@@ -349,7 +349,7 @@ def test_a_state_too_large_for_a_row_is_refused() -> None:
         if fits:
             parse_settings({"streams": {"s": stream | {"model": model}}}, {})
             continue
-        with pytest.raises(ConfigError, match=r"256 is 65,536 numbers, more than a session's row can hold \(32,768\)"):
+        with pytest.raises(ConfigError, match=r"256 is 65,536 numbers, more than a row can hold \(32,768\)"):
             parse_settings({"streams": {"s": stream | {"model": model}}}, {})
 
 
