@@ -9,11 +9,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from detectors.contexts import Window
 from detectors.parts import Learned, Parts
 from detectors.process import Verdicts
 from detectors.rows import SessionRows
 from features.events import Events
-from features.sessions import ENDED, STEP
+from features.sessions import ENDED
 from features.tokens import RESERVED, Vocabulary
 from models.linear import LinearRuntime
 
@@ -114,22 +115,9 @@ def _context(verdicts: Verdicts, operation: int, rows: SessionRows, parts: Parts
 
     Tokens are read back from their hashes, also those of this slice, so an unknown one is `<oov>` in either case.
     """
-    walk = verdicts.walk
-    row = walk.row[operation]
-    mine = np.flatnonzero((walk.row[:operation] == row) & (walk.kind[:operation] == STEP))
-    records = walk.record[mine]
-    opened = np.flatnonzero(walk.first[records])
-    if walk.kind[operation] == STEP and walk.first[walk.record[operation]]:
-        return []
-    records = records[opened[-1] :] if len(opened) else records
-    times, hashes, measures = verdicts.events.time_ms[records], verdicts.hashes[records], verdicts.measures[records]
-    if not len(opened) and rows.events[row] > 0:
-        before = rows.recent(int(row))
-        times, hashes = np.concatenate([before[0], times]), np.concatenate([before[1], hashes])
-        measures = np.concatenate([before[2], measures])
-    shown = min(SHOWN, parts.shape.context)
+    window = Window.before(verdicts, operation, rows).last(min(SHOWN, parts.shape.context))
     vocabulary = None if parts.learned is None else parts.learned.vocabulary
-    return in_words(times[-shown:], hashes[-shown:], measures[-shown:], parts, vocabulary)
+    return in_words(window.time_ms, window.hashes, window.measures, parts, vocabulary)
 
 
 def in_words(

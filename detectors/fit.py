@@ -20,7 +20,7 @@ from detectors.guards import doubts, refuse_hopeless, refuse_nothing
 from detectors.held_back import HeldBack, score_held_back
 from detectors.history import Chosen, History, data_span, measured, read_history, sequences
 from detectors.learned_fields import LearnedFields, learn_fields
-from detectors.parts import CLASSES, Model, Parts, joined, make_ensemble, make_runtime, pack
+from detectors.parts import CLASSES, Model, Parts, joined, make_ensemble, make_runtime, pack, row_width
 from detectors.splits import LEARN, VALIDATE, Split, split_by_time
 from features.events import Events
 from features.numbers import NumberBins
@@ -102,7 +102,7 @@ class Trained:
 
 @dataclass(frozen=True)
 class Taught:
-    """What one split taught: the fields, the history read by them, and each core.
+    """What one split taught: the fields, the history read by them, and each core, last that of a second stage.
 
     `doubts` are sentences for whoever trains.
     """
@@ -119,9 +119,9 @@ class Taught:
         return self.cores[k].ready(self.parts.shape.fields)
 
     def ensemble(self, records: Sequence[Calibration]) -> Ensemble:
-        """All cores, each with the calibration of its own records."""
-        ready = [self.core(k) for k in range(len(self.cores))]
-        return make_ensemble([t.spec for t in self.cores], ready, records, self.parts.shape.fields)
+        """Those that judge together, each with the calibration of its own records."""
+        ready = [self.core(k) for k in range(len(records))]
+        return make_ensemble([t.spec for t in self.cores[: len(records)]], ready, records, self.parts.shape.fields)
 
 
 def fit(
@@ -170,10 +170,14 @@ def fit(
         held_back = ask(methodcaller("ensemble", members))
     else:
         members, held_back = [], ask(methodcaller("core", 0))
-    records, sessions = Calibration.learn(held_back.records), Calibration.learn(held_back.sessions)
+    records, sessions = held_back.calibrations()
     segments = held_back.by_segment(parts.rate)
-    fields, weights = taught.fields, joined([trained.weights for trained in taught.cores])
-    files = pack(fields.vocabulary, weights, records, sessions, fields.templates, fields.numbers, segments, members)
+    fields, weights = taught.fields, [trained.weights for trained in taught.cores]
+    again = ask(methodcaller("core", len(parts.cores))).calibrations() if parts.second else None
+    files = pack(
+        fields.vocabulary, joined(weights[: len(parts.cores)], *weights[len(parts.cores) :]), records, sessions,
+        fields.templates, fields.numbers, segments, members, again,
+    )  # fmt: skip
     content = _content(taught, options, records, sessions)
     if any(segments):
         content["calibration"]["segments"] = {"records": len(segments[0]), "sessions": len(segments[1])}
@@ -221,7 +225,7 @@ def train_split(
         refuse_hopeless(learning, parts)
     validation = sequences(history, split.validate, parts, host.scratch)
     trained = []
-    for k, core in enumerate(parts.cores):
+    for k, core in enumerate([*parts.cores, parts.second] if parts.second else parts.cores):
         own = replace(options, seed=options.seed + k, unknown=fields.unknown(parts))
         state_name = f"{name}-{k + 1}" if k else name
         spec = fields.spec(parts.of_core(core))
@@ -259,7 +263,10 @@ def scores_of(taught: Taught, model: Model, sessions: Chosen) -> HeldBack:
     """What the model says of those of the history's (S,) sessions."""
     learned = taught.parts.learned
     assert learned is not None, "vocabulary and bins are known by now"
-    return score_held_back(taught.history, sessions, replace(taught.parts, learned=replace(learned, model=model)))
+    shape = taught.parts.shape
+    width = max(shape.hidden, *(row_width(trained.spec, shape.fields) for trained in taught.cores))
+    parts = replace(taught.parts, learned=replace(learned, model=model), shape=replace(shape, hidden=width))
+    return score_held_back(taught.history, sessions, parts)
 
 
 def _content(taught: Taught, options: TrainingOptions, records: Calibration, sessions: Calibration) -> dict[str, Any]:
@@ -274,7 +281,7 @@ def _content(taught: Taught, options: TrainingOptions, records: Calibration, ses
         "training": {
             "seed": options.seed, "sessions": int(taught.split.learn.sum()), "contamination": options.contamination,
             "tempered": not options.delayed, **_of_core(taught.cores[0], parts),
-        } | ({"ensemble": [_of_core(trained, parts) for trained in taught.cores[1:]]} if parts.ensemble else {}),
+        } | _of_others(taught, parts),
         "templates": len(fields.templates.templates),
         "vocabulary": {"digest": fields.vocabulary.digest, "fields": fields.vocabulary.summary()},
         "calibration": {
@@ -284,6 +291,13 @@ def _content(taught: Taught, options: TrainingOptions, records: Calibration, ses
         },
         "versions": {name: version(name) for name in ("offbeat", "torch", "numpy", "numba")},
     }  # fmt: skip
+
+
+def _of_others(taught: Taught, parts: Parts) -> dict[str, Any]:
+    """How the trainings beside the first went, where there are any."""
+    others = [_of_core(trained, parts) for trained in taught.cores[1:]]
+    found: dict[str, Any] = {"ensemble": others[: len(parts.ensemble)]} if parts.ensemble else {}
+    return found | ({"second_stage": others[-1]} if parts.second else {})
 
 
 def _of_core(trained: Trained, parts: Parts) -> dict[str, Any]:

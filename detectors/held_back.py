@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from detectors.calibration import Calibration
 from detectors.crossfit import raised_to
 from detectors.history import Chosen, History, Partition
 from detectors.parts import Parts
@@ -71,6 +72,10 @@ class HeldBack:
             records=raised(self.records, self.record_segments, own.records, own.record_segments),
             sessions=raised(self.sessions, self.session_segments, own.sessions, own.session_segments),
         )
+
+    def calibrations(self) -> tuple[Calibration, Calibration]:
+        """Of records, and of sessions."""
+        return Calibration.learn(self.records), Calibration.learn(self.sessions)
 
     def by_segment(self, rate: float) -> tuple[BySegment, BySegment]:
         """Calibrations of the segments that have enough scores, of records and of sessions."""

@@ -36,11 +36,23 @@ from models.spec import WINDOWED, ModelSpec, state_size
 NO_TEMPLATES = Templates(())
 NO_NUMBERS = NumberBins(())
 NO_RULES = NumberRules()
+_SECOND, _SECOND_WEIGHTS = ("second.records", "second.sessions"), "second."
 NO_WINDOW = 0  # of a core whose weights are for any
 Model = Runtime | LinearRuntime | Ensemble
 USUAL_MODEL = ModelSpec("gru", 64, ())
 CLASSES = "classes"  # of ids, in the softmax of large vocabularies; bundles of before there were any do not say it
 VOCABULARY_VERSION = 2  # the first had no version in its file, and no `<rare>`
+
+
+@dataclass(frozen=True)
+class SecondStage:
+    """A core that looks again at what is suspicious: what serves it, how wide its states are, and its calibrations."""
+
+    core: str
+    model: Runtime
+    width: int
+    records: Calibration
+    sessions: Calibration
 
 
 @dataclass(frozen=True)
@@ -61,6 +73,8 @@ class Learned:
         What `detectors.schema_watch` takes for usual; None where the bundle does not say it.
     segment_records, segment_sessions
         Calibrations of segments that have their own.
+    second
+        What looks again; None where nothing does.
     number
         64 bits of the digest, the mark in each session row this bundle wrote.
     """
@@ -77,6 +91,7 @@ class Learned:
     usual: dict[str, float] | None = None
     segment_records: BySegment = field(default_factory=dict)
     segment_sessions: BySegment = field(default_factory=dict)
+    second: SecondStage | None = None
 
     @property
     def runtime(self) -> Model:
@@ -104,6 +119,8 @@ class Parts:
         What is trained for it, still without sizes.
     ensemble
         Cores beside that one, of the same width, that are trained and asked too.
+    second, passes
+        The core that looks again at anomalies, if any, and how often in each thousand records.
     order
         "strict", or "loose" where what is trained shall take no order for strange.
     weights
@@ -135,6 +152,8 @@ class Parts:
     watch: SchemaWatch | None = None
     model: ModelSpec = USUAL_MODEL
     ensemble: tuple[str, ...] = ()
+    second: str | None = None
+    passes: int = 0
     weights: str = "float32"
     order: str = "strict"
     online: OnlineRules = ONLINE
@@ -160,7 +179,8 @@ class Parts:
             "hidden": self.model.hidden, "numbers": list(numbers),
             "counters": [*(numbers[column] for column in rules.counters), *rules.counter_names],
         }  # fmt: skip
-        return schema | ({"context": self.model.window} if set(WINDOWED) & {*self.cores} else {})
+        schema |= {} if self.second is None else {"second_stage": self.second}
+        return schema | ({"context": self.model.window} if set(WINDOWED) & {*self.cores, self.second} else {})
 
     @property
     def cores(self) -> tuple[str, ...]:
@@ -261,11 +281,14 @@ def pack(
     numbers: NumberBins = NO_NUMBERS,
     segments: tuple[BySegment, BySegment] = ({}, {}),
     members: Sequence[Calibration] = (),
+    second: tuple[Calibration, Calibration] | None = None,
 ) -> dict[str, bytes]:
-    """A bundle's files, from what was learned; of segments those of records and of sessions."""
+    """A bundle's files, from what was learned; of segments and of a second stage those of records and of sessions."""
     calibration = records.to_arrays("records") | sessions.to_arrays("sessions") | segment_arrays(*segments)
     for k, member in enumerate(members):
         calibration |= member.to_arrays(_member(k))
+    for name, own in zip(_SECOND, second or (), strict=False):
+        calibration |= own.to_arrays(name)
     return {
         "weights.safetensors": save(dict(sorted(weights.items()))),
         "calibration.safetensors": save(calibration),
@@ -352,6 +375,8 @@ def learned_of(bundle: Bundle, runtime: str = "auto", device: str = "cpu") -> Le
         segments = segments_of(found)
         cores = schema["core"] if isinstance(schema["core"], list) else []
         members = [Calibration.from_arrays(found, _member(k)) for k in range(len(cores))]
+        again = schema.get("second_stage")
+        of_second = () if again is None else tuple(Calibration.from_arrays(found, name) for name in _SECOND)
     except (KeyError, ValueError, SafetensorError) as error:
         message = f"bundle {bundle.digest[:12]} lacks a part ({error}); run `offbeat train --promote`"
         raise BundleError(message) from None
@@ -360,17 +385,24 @@ def learned_of(bundle: Bundle, runtime: str = "auto", device: str = "cpu") -> Le
         cores[0] if cores else schema["core"], schema["hidden"], sizes, inputs, schema.get("context", NO_WINDOW),
         flat=schema.get("softmax") != CLASSES,
     )  # fmt: skip
+    second, fields = None, len(vocabulary.sizes)
+    if again is not None:
+        its = replace(spec, core=again)
+        mine = load_runtime(its, _below(weights, _SECOND_WEIGHTS), runtime if runtime != "kernel" else "auto", device)
+        second = SecondStage(again, mine, row_width(its, fields), *of_second)
+        weights = {name: w for name, w in weights.items() if not name.startswith(_SECOND_WEIGHTS)}
     if cores:
         specs, of_members = [replace(spec, core=core) for core in cores], unjoined(weights, len(cores))
         runtimes = [
-            make_runtime(s, w, len(vocabulary.sizes), runtime, device) for s, w in zip(specs, of_members, strict=True)
-        ]
-        model: Model = make_ensemble(specs, runtimes, members, len(vocabulary.sizes))
+            make_runtime(s, w, fields, runtime, device) for s, w in zip(specs, of_members, strict=True)
+        ]  # fmt: skip
+        model: Model = make_ensemble(specs, runtimes, members, fields)
     else:
-        model = make_runtime(spec, weights, len(vocabulary.sizes), runtime, device)
+        model = make_runtime(spec, weights, fields, runtime, device)
     return Learned(
-        bundle.digest, vocabulary, model, records, sessions, templates, certificate, bins, seasonal, usual, *segments
-    )
+        bundle.digest, vocabulary, model, records, sessions, templates, certificate, bins, seasonal, usual, *segments,
+        second,
+    )  # fmt: skip
 
 
 def make_runtime(
@@ -405,21 +437,25 @@ def row_width(spec: ModelSpec, fields: int) -> int:
     return state_size(spec.core, spec.hidden, spec.window, columns)
 
 
-def joined(weights: Sequence[Mapping[str, NDArray[Any]]]) -> dict[str, NDArray[Any]]:
-    """Weights of an ensemble's members under names of their own; of a single model as they are."""
+def joined(
+    weights: Sequence[Mapping[str, NDArray[Any]]], second: Mapping[str, NDArray[Any]] | None = None
+) -> dict[str, NDArray[Any]]:
+    """Weights of an ensemble's members and of a second stage under names of their own; a single model's as they are."""
+    again = {f"{_SECOND_WEIGHTS}{name}": w for name, w in (second or {}).items()}
     if len(weights) == 1:
-        return dict(weights[0])
-    return {f"{k}.{name}": w for k, of_member in enumerate(weights) for name, w in of_member.items()}
+        return {**weights[0], **again}
+    return {f"{k}.{name}": w for k, of_member in enumerate(weights) for name, w in of_member.items()} | again
 
 
 def unjoined(weights: Mapping[str, NDArray[Any]], members: int) -> list[dict[str, NDArray[Any]]]:
     """What `joined` was given, of that many members."""
     if members == 1:
         return [dict(weights)]
-    return [
-        {name.removeprefix(f"{k}."): w for name, w in weights.items() if name.startswith(f"{k}.")}
-        for k in range(members)
-    ]
+    return [_below(weights, f"{k}.") for k in range(members)]
+
+
+def _below(weights: Mapping[str, NDArray[Any]], prefix: str) -> dict[str, NDArray[Any]]:
+    return {name.removeprefix(prefix): w for name, w in weights.items() if name.startswith(prefix)}
 
 
 def _member(k: int) -> str:

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from detectors.contexts import Window, replay
 from detectors.ensemble import sum_fields
 from detectors.intake import Intake, take_in
 from detectors.parts import Learned, Parts
@@ -251,29 +252,11 @@ def rebuild_stale(rows: SessionRows, parts: Parts) -> SessionRows:
     stale = np.flatnonzero((rows.events > 0) & (rows.bundle != learned.number))
     if len(stale) == 0:
         return rows
-    recent = [rows.recent(int(row)) for row in stale]
-    lengths = [len(times) for times, _, _ in recent]
-    times = np.concatenate([t for t, _, _ in recent])
-    hashes, measures = np.concatenate([h for _, h, _ in recent]), np.concatenate([m for _, _, m in recent])
-    starts = np.cumsum([0, *lengths[:-1]])
-    first = np.zeros(len(times), np.bool_)
-    first[starts] = True
-    latest = np.concatenate([np.maximum.accumulate(t) for t, _, _ in recent])  # as live: since the latest event so far
-    gaps = np.maximum(times - np.concatenate([times[:1], latest[:-1]]), 0)
-    gaps[first] = 0
-    which = np.repeat(np.arange(len(stale), dtype=np.int32), lengths)
-    n = len(times)
-    ids = parts.ids_of_context(hashes, measures, times)
-    scores = learned.runtime.score_and_step(
-        np.zeros(n, np.int8), which, np.arange(n, dtype=np.int32), first,
-        ids, log_gaps(gaps), np.zeros((len(stale), rows.hidden.shape[1]), np.float32),
-        parts.among_of_context(hashes, ids), measures, parts.tails_of_context(hashes, measures, ids),
-    )  # fmt: skip
+    windows = [Window.of_row(rows, int(row)) for row in stale]
+    replayed = replay(windows, learned.runtime, rows.hidden.shape[1], parts)
     rebuilt = rows.copy()
-    rebuilt.hidden[stale] = scores.hidden
-    strangeness = sum_fields(scores.surprise)
-    strangeness[starts[rows.events[stale] > lengths]] = -np.inf  # it opens the window, and did not open its session
-    rebuilt.worst[stale] = np.maximum.reduceat(strangeness, starts)
+    rebuilt.hidden[stale] = replayed.hidden
+    rebuilt.worst[stale] = np.maximum.reduceat(replayed.score, replayed.starts)
     rebuilt.worst_offset[stale] = NO_OFFSET
     rebuilt.bundle[stale] = learned.number
     return rebuilt

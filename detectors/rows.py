@@ -182,6 +182,8 @@ class PartitionState:
         What `detectors.schema_watch` remembers of the fields; None before the first record.
     online
         What was learned online; None before the first record and once a bundle serves.
+    rescoring
+        The latest thousand of offsets in which something was looked at again, and how often (detectors/rescoring.py).
     """
 
     next_offset: int
@@ -190,6 +192,7 @@ class PartitionState:
     recent_ids: bytes = b""
     schema: SchemaState | None = None
     online: OnlineState | None = None
+    rescoring: tuple[int, int] = (0, 0)
 
     def advance(
         self, next_offset: int | None, watermark_ms: int, records: int, online: OnlineState | None

@@ -219,7 +219,7 @@ def produce(
 
 @app.command()
 def tail(
-    what: Annotated[str, typer.Argument(help="anomalies, decisions, dead-letters or drift.")] = "anomalies",
+    what: Annotated[str, typer.Argument(help="An output topic, such as anomalies.")] = "anomalies",
     config: Config = CONFIG,
     from_start: Annotated[bool, typer.Option("--from-start", help="Begin with what the topic holds.")] = False,
     limit: Annotated[int | None, typer.Option(min=1, help="Stop after this many.")] = None,

@@ -133,7 +133,9 @@ class Holding:
     def state(self) -> PartitionState:
         """What scoring begins with."""
         row = self.row
-        return PartitionState(row.next_offset, row.watermark_ms, row.records, row.recent_ids, row.schema, self.online)
+        return PartitionState(
+            row.next_offset, row.watermark_ms, row.records, row.recent_ids, row.schema, self.online, row.rescoring
+        )
 
     @property
     def cold(self) -> ColdRows:

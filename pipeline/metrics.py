@@ -74,6 +74,10 @@ class Metrics:
             "offbeat_verdicts", "Decisions on records and sessions; anomaly is true or false.",
             ("stream", "type", "anomaly"), registry=registry,
         )  # fmt: skip
+        self.rescored = Counter(
+            "offbeat_rescored", "Anomalies that a second stage confirmed or doubted, or had no pass for (skipped).",
+            ("stream", "outcome"), registry=registry,
+        )  # fmt: skip
         self.outputs = Counter(
             "offbeat_outputs", "Messages acknowledged by the broker, by output topic.", ("topic",), registry=registry
         )

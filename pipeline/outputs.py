@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from base64 import b64encode
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from typing import Any
 from zlib import crc32
@@ -16,10 +16,11 @@ import orjson
 from detectors.explanation import explain_end, explain_record, observed
 from detectors.parts import Parts
 from detectors.process import Verdicts
-from detectors.rows import SessionRows
+from detectors.rescoring import Rescore
 from features.events import Record, Reject
 from features.sessions import ENDED
 from pipeline.origins import origin_of
+from pipeline.slices import Processed
 
 LATE = "late"  # status of a record that neither steps its session nor is ever an anomaly
 NO_MODEL = "online"  # in place of a digest, while warming up
@@ -147,30 +148,27 @@ class Emitter:
     sample: float
     is_repartitioned: bool = False
 
-    def decisions(self, verdicts: Verdicts, names: list[str], rows: SessionRows) -> Iterator[tuple[int, Json]]:
+    def decisions(self, done: Processed) -> Iterator[tuple[int, Json]]:
         """All decisions in the order they were taken, each with the event it belongs to (-1: none).
 
-        An anomaly carries its explanation under the keys of an anomaly message. `names` and `rows` are the sessions
-        given to `process_batch` and their rows before it.
+        An anomaly carries its explanation under the keys of an anomaly message, and what a second stage says of it.
         """
-        record, ends = 0, verdicts.ends.operation
-        for e in range(len(ends)):
-            seen = int(verdicts.walk.record[ends[e]])
+        verdicts, record = done.verdicts, 0
+        for e, operation in enumerate(verdicts.ends.operation.tolist()):
+            seen = int(verdicts.walk.record[operation])
             while record <= min(seen, len(verdicts.events) - 1):
-                yield record, self._record(verdicts, record, rows)
+                yield record, self._record(done, record)
                 record += 1
-            yield seen, self._session(verdicts, e, names, rows)
+            yield seen, self._session(done, e)
         for i in range(record, len(verdicts.events)):
-            yield i, self._record(verdicts, i, rows)
+            yield i, self._record(done, i)
 
-    def outputs(
-        self, verdicts: Verdicts, names: list[str], rows: SessionRows, now_ms: int, records: Sequence[Record] = ()
-    ) -> list[Output]:
-        """What leaves for Kafka: each anomaly with its explanation, and the sampled decisions.
+    def outputs(self, done: Processed, now_ms: int, records: Sequence[Record] = ()) -> list[Output]:
+        """What leaves for Kafka: each anomaly with its explanation, what is said of it, and the sampled decisions.
 
         `records` are those that the slice was decoded from.
         """
-        out: list[Output] = []
+        verdicts, out = done.verdicts, list[Output]()
         if self.sample > 0.0:
             for i in range(len(verdicts.events)):
                 identity = record_id(verdicts, i, self.place, self.parts)
@@ -182,14 +180,13 @@ class Emitter:
             # An event that waited is released by another record; whether that is known depends on the slice.
             known = bool(records) and self.parts.rules.lead_ms > 0
             origin = self._origin(records[verdicts.events.index[i]]) if known else None
-            self._alarm(out, self._record(verdicts, i, rows), now_ms, origin)
+            self._alarm(out, self._record(done, i), now_ms, origin)
         for e in range(len(verdicts.ends.operation)):
-            name = names[verdicts.walk.row[verdicts.ends.operation[e]]]
-            decision = session_decision(verdicts, e, name, self.place, self.parts)
-            if is_sampled(decision["id"], self.sample):
-                self._decide(out, decision, now_ms)
-            if decision["anomaly"]:
-                self._alarm(out, decision | explain_end(verdicts, e, rows, self.parts), now_ms, None)
+            explained = self._session(done, e)
+            if is_sampled(explained["id"], self.sample):
+                self._decide(out, session_decision(verdicts, e, explained["session"], self.place, self.parts), now_ms)
+            if explained["anomaly"]:
+                self._alarm(out, explained, now_ms, None)
         return out
 
     def dead_letter(self, reject: Reject, record: Record, now_ms: int) -> Output:
@@ -235,17 +232,44 @@ class Emitter:
         headers = event_headers(self.parts.stream, identity, "late", now_ms)
         return Output("late", session.encode(), orjson.dumps(body), headers)
 
-    def _record(self, verdicts: Verdicts, i: int, rows: SessionRows) -> Json:
-        decision = record_decision(verdicts, i, self.place, self.parts)
-        if decision["anomaly"]:
-            operation = int(verdicts.walk.of_events[i])
-            decision |= explain_record(verdicts, operation, rows, self.parts)
-        return decision
+    def _record(self, done: Processed, i: int) -> Json:
+        decision = record_decision(done.verdicts, i, self.place, self.parts)
+        if not decision["anomaly"]:
+            return decision
+        operation = int(done.verdicts.walk.of_events[i])
+        explained = explain_record(done.verdicts, operation, done.rows, self.parts)
+        return decision | explained | self._again(done.rescored.records.get(i))
 
-    def _session(self, verdicts: Verdicts, e: int, names: list[str], rows: SessionRows) -> Json:
-        name = names[verdicts.walk.row[verdicts.ends.operation[e]]]
-        decision = session_decision(verdicts, e, name, self.place, self.parts)
-        return decision | explain_end(verdicts, e, rows, self.parts) if decision["anomaly"] else decision
+    def _session(self, done: Processed, e: int) -> Json:
+        name = done.names[done.verdicts.walk.row[done.verdicts.ends.operation[e]]]
+        decision = session_decision(done.verdicts, e, name, self.place, self.parts)
+        if not decision["anomaly"]:
+            return decision
+        explained = explain_end(done.verdicts, e, done.rows, self.parts)
+        return decision | explained | self._again(done.rescored.sessions.get(e))
+
+    def _again(self, rescore: Rescore | None) -> Json:
+        """What a second stage says, None where it had no pass left; nothing where there is none."""
+        return {} if self.parts.second is None else {"rescored": None if rescore is None else asdict(rescore)}
+
+    def _rescored(self, explained: Json, now_ms: int) -> Output:
+        """What the second stage says, with a name that goes on from the anomaly's."""
+        identity = f"{explained['id']}/rescore"
+        about = {key: explained[key] for key in ("type", "stream", "session", "time_ms")}
+        body = {"id": identity, "anomaly": explained["id"]} | about | explained["rescored"]
+        body |= self._whence(explained, now_ms)
+        headers = event_headers(self.parts.stream, identity, "rescore", now_ms)
+        return Output("rescores", explained["session"].encode(), orjson.dumps(body), headers)
+
+    def _whence(self, decision: Json, now_ms: int) -> Json:
+        """Which bundle judged what, and when."""
+        digest = NO_MODEL if self.parts.learned is None else self.parts.learned.digest
+        *_, offset, _ = decision["id"].rsplit("/", 2)
+        return {
+            "model": {"name": self.parts.stream, "digest": digest},
+            "source": {"topic": self.place.topic, "partition": self.place.partition, "offset": int(offset)},
+            "detected_ms": now_ms,
+        }
 
     def _decide(self, out: list[Output], decision: Json, now_ms: int) -> None:
         headers = event_headers(self.parts.stream, decision["id"], "decision", now_ms)
@@ -255,16 +279,13 @@ class Emitter:
         return origin_of(record) if self.is_repartitioned else None
 
     def _alarm(self, out: list[Output], explained: Json, now_ms: int, origin: Json | None) -> None:
-        digest = NO_MODEL if self.parts.learned is None else self.parts.learned.digest
-        *_, offset, _ = explained["id"].rsplit("/", 2)
-        body = {key: value for key, value in explained.items() if key != "anomaly"} | {
-            "model": {"name": self.parts.stream, "digest": digest},
-            "source": {"topic": self.place.topic, "partition": self.place.partition, "offset": int(offset)},
-            "origin": origin,
-            "detected_ms": now_ms,
-        }
+        body = {key: value for key, value in explained.items() if key not in {"anomaly", "rescored"}}
+        body |= {"origin": origin}
+        body |= self._whence(explained, now_ms)
         headers = event_headers(self.parts.stream, explained["id"], "anomaly", now_ms)
         out.append(Output("anomalies", explained["session"].encode(), orjson.dumps(body), headers))
+        if explained.get("rescored") is not None:
+            out.append(self._rescored(explained, now_ms))
 
 
 def _number(value: np.floating[Any]) -> float | None:

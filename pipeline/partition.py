@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import asyncio
 import math
+from collections import Counter
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -290,12 +291,12 @@ class Partition:
         if self._uncovered_since is None and (events.next_offset is not None or len(done.verdicts.walk.kind)):
             self._uncovered_since = self.context.monotonic()
         self._count(events, done)
-        verdicts, metrics, name = done.verdicts, self.context.metrics, self.context.name
+        metrics, name = self.context.metrics, self.context.name
         await self._say_fields(done.watched)
         for reject in events.rejects:
             await self._send(self._emitter.dead_letter(reject, records[reject.index], self.context.now_ms()))
             metrics.dead_letters.labels(name, reject.error.reason).inc()
-        for output in self._emitter.outputs(verdicts, done.names, done.rows, self.context.now_ms(), records):
+        for output in self._emitter.outputs(done, self.context.now_ms(), records):
             await self._send(output)
         return done.more_due
 
@@ -310,6 +311,9 @@ class Partition:
             alarms = int(anomaly.sum())
             metrics.verdicts.labels(name, kind, "true").inc(alarms)
             metrics.verdicts.labels(name, kind, "false").inc(len(anomaly) - alarms)
+        outcomes = Counter("confirmed" if r.confirmed else "doubted" for r in done.rescored)
+        for outcome, count in (outcomes + Counter(skipped=done.rescored.skipped)).items():
+            metrics.rescored.labels(name, outcome).inc(count)
         if parts.learned is None and self.context.auto_train is not None and len(verdicts.ends.anomaly):
             self.context.auto_train.ended(name, int((~verdicts.ends.anomaly).sum()))
         if len(verdicts.events):
@@ -509,7 +513,7 @@ class Partition:
         state, store = self.state, self._holding.store
         row = replace(
             self._row, next_offset=state.next_offset, watermark_ms=state.watermark_ms, records=state.records,
-            recent_ids=state.recent_ids, sessions=store.open_sessions, schema=state.schema,
+            recent_ids=state.recent_ids, sessions=store.open_sessions, schema=state.schema, rescoring=state.rescoring,
         )  # fmt: skip
         self._take_copies(row, state.next_offset)
 

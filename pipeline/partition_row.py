@@ -37,7 +37,7 @@ class PartitionRow:
         How often the partition began anew, with other records under offsets that ids have named before.
     controls
         The first offset of the controls topic that was not applied.
-    recent_ids
+    recent_ids, rescoring
         As in `detectors.rows.PartitionState`.
     complete
         Whoever saved it let go in order: nothing after X has been judged yet.
@@ -55,6 +55,7 @@ class PartitionRow:
     controls: int
     recent_ids: bytes = b""
     schema: SchemaState | None = None
+    rescoring: tuple[int, int] = (0, 0)
     complete: bool = False
 
     def encode(self) -> bytes:

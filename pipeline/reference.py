@@ -47,8 +47,8 @@ _STREAM = "orders"
 
 # CloudEvents 1.0 in Kafka's binary content mode, as pipeline/outputs.py writes them.
 _EVENT_TYPES = {
-    "anomalies": "anomaly", "decisions": "decision", "dead-letters": "dead-letter", "late": "late", "drift": "drift",
-    "controls": "control", "models": "promotion",
+    "anomalies": "anomaly", "rescores": "rescore", "decisions": "decision", "dead-letters": "dead-letter",
+    "late": "late", "drift": "drift", "controls": "control", "models": "promotion",
 }  # fmt: skip
 # What the record key is; where nothing is said, the session.
 _KEYS = {
@@ -59,6 +59,7 @@ _KEYS = {
 }
 _ABOUT = {
     "anomalies": "Each record and each session that should not have been, with what was expected instead.",
+    "rescores": "What a second stage says of anomalies, where the stream has one (`second_stage`).",
     "decisions": "Every verdict, or the share of them that decisions.sample says.",
     "dead-letters": "Each record that could not be scored, with the reason and where it lies.",
     "late": "Each record too far behind its session to be scored, where the stream says `late.send`.",

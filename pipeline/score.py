@@ -164,7 +164,7 @@ class Scorer:
         return done
 
     def _decisions(self, partition: _Partition, done: Processed) -> Iterator[tuple[int, Json]]:
-        return partition.emitter.decisions(done.verdicts, done.names, done.rows)
+        return partition.emitter.decisions(done)
 
     def _unscored(self, line: Line, status: str) -> Json:
         return {

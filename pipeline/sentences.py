@@ -13,7 +13,7 @@ _LINE = 120  # characters of a log line
 
 
 def sentence_of(what: str, message: Json) -> str:
-    """One line for a message of the topic `anomalies`, `decisions`, `dead-letters`, `late` or `drift`."""
+    """One line for a message of the topic `anomalies`, `rescores`, `decisions`, `dead-letters`, `late` or `drift`."""
     if what == "dead-letters":
         source = message["source"]
         return f"{source['topic']}/{source['partition']}/{source['offset']}  {message['reason']}: {message['detail']}"
@@ -22,6 +22,10 @@ def sentence_of(what: str, message: Json) -> str:
     when = _moment(message["time_ms"])
     if what == "late":
         return f"{when}  {message['stream']}  {message['session']}  {message['behind_ms'] / 1000:,.1f} s behind"
+    if what == "rescores":
+        judged = "confirms" if message["confirmed"] else "doubts"
+        said = f"{message['core']} {judged} the {message['type']} (p-value {message['p_value']:.2g})"
+        return f"{when}  {message['stream']}  {message['session']}  {said}"
     why = why_of(message) if what == "anomalies" else _judged(message)
     return f"{when}  {message['stream']}  {message['session']}  {why}"
 

@@ -150,6 +150,8 @@ def make_parts(settings: Settings, name: str, learned: Learned | None) -> Parts:
         learned=learned,
         model=model,
         ensemble=tuple(stream.model.ensemble),
+        second=stream.second_stage.core,
+        passes=stream.second_stage.passes,
         weights=stream.model.weights,
         order=stream.model.order,
         remembered=0 if stream.duplicates.id is None else stream.duplicates.remember,

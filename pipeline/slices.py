@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from detectors.intake import without_duplicates
 from detectors.parts import Parts
 from detectors.process import Verdicts, process_batch
+from detectors.rescoring import Rescored, rescore
 from detectors.rows import PartitionState, SessionRows
 from detectors.schema_watch import Watched
 from features.events import Events
@@ -23,7 +24,8 @@ NOTHING_WATCHED = Watched()
 class Processed:
     """Verdicts on a slice, the sessions and rows it began with, the partition after it, and whether more may be due.
 
-    `duplicates` are positions of records that were dropped, `watched` is what the slice's fields looked like.
+    `duplicates` are positions of records that were dropped, `watched` is what the slice's fields looked like, and
+    `rescored` what the second stage says of anomalies.
     """
 
     names: list[str]
@@ -33,6 +35,7 @@ class Processed:
     more_due: bool
     duplicates: NDArray[np.int32]
     watched: Watched
+    rescored: Rescored
 
 
 def process_slice(
@@ -72,7 +75,8 @@ def process_slice(
     place = {name: i for i, name in enumerate(names)}
     store.rearm(timers, after.take(np.array([place[name] for _, name in timers], np.intp)))
     state, watched = _watch(state, came, parts)
-    return Processed(names, rows, verdicts, state, len(timers) == limit, duplicates, watched)
+    rescored, state = rescore(verdicts, rows, state, parts)
+    return Processed(names, rows, verdicts, state, len(timers) == limit, duplicates, watched, rescored)
 
 
 def _watch(state: PartitionState, events: Events, parts: Parts) -> tuple[PartitionState, Watched]:

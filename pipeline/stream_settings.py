@@ -168,6 +168,20 @@ class ModelSettings(Section):
         return (self.core, *self.ensemble)
 
 
+class SecondStageSettings(Section):
+    """A heavier core that looks again at anomalies; what it says goes to the topic `rescores`."""
+
+    core: Literal["transformer", "tcn"] | None = Field(
+        None,
+        description="Which; it is given the last `model.context` events, for it sees no further. Absent: none.",
+    )
+    passes: int = Field(
+        20, ge=1, le=1_000,
+        description="How often it may look in each 1,000 offsets of a partition. The first anomalies have their turn; "
+        "others are counted (offbeat_rescored_total, outcome skipped).",
+    )  # fmt: skip
+
+
 class PromiseSettings(Section):
     """The false alarms a stream is held to."""
 
@@ -304,6 +318,7 @@ class StreamSettings(Section):
         "back as many of its scores as the promise needs, and at least 500; all others share the stream's.",
     )
     model: ModelSettings = ModelSettings()
+    second_stage: SecondStageSettings = SecondStageSettings()
     promise: PromiseSettings = PromiseSettings()
 
     @model_validator(mode="after")

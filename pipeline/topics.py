@@ -15,7 +15,7 @@ from pipeline.settings import Settings
 
 DELETE_RETENTION_MS = 86_400_000  # for how long a changelog keeps tombstones after compaction: Kafka's default
 _METADATA_TIMEOUT_S = 20.0
-OUTPUTS = ("anomalies", "decisions", "dead-letters", "late", "drift")
+OUTPUTS = ("anomalies", "rescores", "decisions", "dead-letters", "late", "drift")
 # A deleted session is gone from a log a day later at most; only closed segments are compacted.
 _COMPACTION = {
     "cleanup.policy": "compact",

@@ -170,6 +170,24 @@ class SessionAnomaly(_Anomaly):
     worst_offset: int | None = Field(description="Offset of the worst record, where it is known.")
 
 
+class Rescore(_Message):
+    """What a second stage says of an anomaly. One that it had no pass left for has no such message."""
+
+    id: str = Field(description="The anomaly's, then /rescore: the same after a restart or a replay.")
+    anomaly: str = Field(description="Id of the anomaly that it is about.")
+    type: Literal["record", "session"]
+    stream: str
+    session: str
+    time_ms: TimeMs
+    core: str = Field(description="The core that looked again.")
+    score: float
+    p_value: float = Field(description="How often normal data looks as strange to that core.")
+    confirmed: bool = Field(description="Whether that is at most what the stream's promise allows.")
+    model: Model
+    source: Source
+    detected_ms: int = Field(description="When the worker saw it, by its own clock; differs between deliveries.")
+
+
 class DeadLetter(_Message):
     """A record that could not be scored."""
 
@@ -262,6 +280,7 @@ class Promotion(_Message):
 
 MESSAGES: dict[str, tuple[type[_Message], ...]] = {
     "anomalies": (RecordAnomaly, SessionAnomaly),
+    "rescores": (Rescore,),
     "decisions": (RecordDecision, SessionDecision),
     "dead-letters": (DeadLetter,),
     "late": (LateRecord,),

@@ -280,23 +280,26 @@ def untrained(core: str) -> dict[str, Any]:
     return model.weights()
 
 
-def write_untrained_bundle(stack: Stack, seed: int = 0, core: str = "gru") -> str:
+def write_untrained_bundle(stack: Stack, seed: int = 0, core: str = "gru", second: str | None = None) -> str:
     """A serving bundle with random weights: made in no time, and as sensitive as a trained one. Returns its digest."""
     import numpy as np
 
     from detectors.calibration import Calibration
-    from detectors.parts import pack
+    from detectors.parts import joined, pack
     from models.bundle import promote, write_bundle
     from tests.conftest import make_learned, random_weights
 
     learned = make_learned()
     rng = np.random.default_rng(5 + seed)
+    weights = random_weights(seed, learned.vocabulary.sizes, 16) if core == "gru" else untrained(core)
+    records, sessions = Calibration.learn(rng.gamma(4, 1, 500)), Calibration.learn(rng.gamma(9, 1, 300))
     files = pack(
-        learned.vocabulary, random_weights(seed, learned.vocabulary.sizes, 16) if core == "gru" else untrained(core),
-        Calibration.learn(rng.gamma(4, 1, 500)), Calibration.learn(rng.gamma(9, 1, 300)),
+        learned.vocabulary, joined([weights], None if second is None else untrained(second)), records, sessions,
+        second=None if second is None else (records, sessions),
     )  # fmt: skip
     directory = stack.folder / "bundles" / "orders"
-    content = {"schema": {"tokens": ["action", "status"], "hidden": 16, "core": core, "context": 6}}
+    schema = {"tokens": ["action", "status"], "hidden": 16, "core": core, "context": 6}
+    content = {"schema": schema | ({} if second is None else {"second_stage": second})}
     digest = write_bundle(directory, content, files, "now")
     promote(directory, digest)
     return digest

@@ -42,7 +42,7 @@ def explain(steps: list[Step], parts: Parts, cuts: list[int] | None = None) -> d
         done = process_slice(store, events, state, parts)
         assert done is not None
         state = done.state
-        out.update({d["id"]: d for _, d in emitter.decisions(done.verdicts, done.names, done.rows) if d["anomaly"]})
+        out.update({d["id"]: d for _, d in emitter.decisions(done) if d["anomaly"]})
     return out
 
 

@@ -56,7 +56,17 @@ def test_topics_are_listed_created_and_deleted(stack: Stack) -> None:
     def listed(*options: str) -> dict[str, dict[str, Any]]:
         return {row["topic"]: row for row in json.loads(stack.run("topics", "--json", *options).stdout)}
 
-    kinds = ("anomalies", "decisions", "dead-letters", "late", "drift", "controls", "models", "orders.changelog")
+    kinds = (
+        "anomalies",
+        "rescores",
+        "decisions",
+        "dead-letters",
+        "late",
+        "drift",
+        "controls",
+        "models",
+        "orders.changelog",
+    )
     ours = {f"{stack.name}.{what}" for what in kinds}
     before = listed()
     assert set(before) == ours | {stack.source}

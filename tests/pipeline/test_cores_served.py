@@ -13,11 +13,15 @@ from tests.kafka import Stack, WorkerProcess, as_records, shop_events, write_unt
 JUDGED = {"score", "p_value", "anomaly", "end_surprise", "worst_offset", "contributions"}
 
 
-@pytest.mark.parametrize("core", ["lstm", "transformer"])
-def test_worker_and_file_agree_within_a_tolerance(core: str, stack: Stack) -> None:
-    """Killed once in between, a worker decides on what `offbeat score` does, with scores that differ in last digits."""
-    stack.configure(stream={"model": {"core": core, "hidden": 16, "context": 6}}, device="cpu")
-    write_untrained_bundle(stack, core=core)
+@pytest.mark.parametrize(("core", "second"), [("lstm", "tcn"), ("transformer", None)])
+def test_worker_and_file_agree_within_a_tolerance(core: str, second: str | None, stack: Stack) -> None:
+    """Killed once in between, a worker decides on what `offbeat score` does, with scores that differ in last digits.
+
+    So does its second stage, where it has one.
+    """
+    section = {"model": {"core": core, "hidden": 16, "context": 6}}
+    stack.configure(stream=section | ({"second_stage": {"core": second}} if second else {}), device="cpu")
+    write_untrained_bundle(stack, core=core, second=second)
     events = as_records(shop_events(1, 600))
     stack.produce(events[: len(events) // 2])
     with WorkerProcess(stack) as worker:
@@ -44,6 +48,15 @@ def test_worker_and_file_agree_within_a_tolerance(core: str, stack: Stack) -> No
     anomalies = {v["id"] for v in decisions if v["anomaly"]}
     assert len(anomalies ^ {v["id"] for v in expected.values() if v["anomaly"]}) < 5
     assert 0 < len(anomalies) < len(expected)
+    if second:
+        again = {v["anomaly"]: v for v in stack.read_json("rescores")}
+        assert again.keys() <= anomalies
+        known = {v["id"]: v["rescored"] for v in expected.values() if v.get("rescored")}
+        assert len(again.keys() ^ known.keys()) < 5
+        assert len(again) > 20
+        for identity in again.keys() & known.keys():
+            assert again[identity]["score"] == pytest.approx(known[identity]["score"], abs=1e-3)
+            assert again[identity]["core"] == second
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")

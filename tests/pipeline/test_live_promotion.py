@@ -79,7 +79,7 @@ def expected(stack: Stack, first: str, found: dict[int, list[tuple[int, str]]]) 
                 done = process_slice(store, events, state, parts)
                 assert done is not None
                 state = done.state
-                for _, decision in emitter.decisions(done.verdicts, done.names, done.rows):
+                for _, decision in emitter.decisions(done):
                     decisions[decision["id"]] = decision
     return decisions
 

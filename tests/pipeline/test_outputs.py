@@ -13,17 +13,20 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import TypeAdapter
 
-from detectors.parts import Parts
+from detectors.parts import Parts, SecondStage
 from detectors.rows import PartitionState
 from features.decode import Decoder
 from features.errors import NotJsonError
 from features.events import Reject
+from models.spec import ModelSpec, state_size
+from models.torch_runtime import TorchRuntime
 from pipeline.outputs import MAX_PAYLOAD, Emitter, Output, Place, is_sampled, message_id
 from pipeline.sentences import sentence_of
 from pipeline.slices import process_slice
 from pipeline.store import RowStore
 from pipeline.wire import MESSAGES
-from tests.kafka import shop_events
+from tests.conftest import CONTEXT
+from tests.kafka import shop_events, untrained
 
 PLACE = Place("shop.orders", 3)
 NOW_MS = 1_800_000_000_123
@@ -61,7 +64,7 @@ def outputs_of(parts: Parts, sessions: int = 200, sample: float = 1.0, slice_siz
         done = process_slice(store, events, state, parts)
         assert done is not None
         state = done.state
-        out += emitter.outputs(done.verdicts, done.names, done.rows, NOW_MS)
+        out += emitter.outputs(done, NOW_MS)
     return out
 
 
@@ -69,6 +72,24 @@ def test_every_message_is_as_the_wire_models_say(parts: Parts) -> None:
     """Each message of a worker validates strictly, and all kinds were among them."""
     seen = {type(validate(output)).__name__ for output in outputs_of(parts)}
     assert seen == {"RecordAnomaly", "SessionAnomaly", "RecordDecision", "SessionDecision"}
+
+
+def test_what_a_second_stage_says_has_messages_of_its_own(parts: Parts) -> None:
+    """Each names its anomaly, leaves right after it, and validates; without a pass left there is none."""
+    assert parts.learned is not None
+    spec = ModelSpec("tcn", 16, parts.learned.vocabulary.sizes, (), CONTEXT)
+    runtime, width = TorchRuntime(spec, untrained("tcn")), state_size("tcn", 16, CONTEXT, 2)
+    second = SecondStage("tcn", runtime, width, parts.learned.records, parts.learned.sessions)
+    parts = replace(parts, learned=replace(parts.learned, second=second), second="tcn", passes=3)
+    outputs = outputs_of(parts)
+    at = [i for i, output in enumerate(outputs) if output.topic == "rescores"]
+    for i in at:
+        about = json.loads(outputs[i].value)
+        assert about["anomaly"] == json.loads(outputs[i - 1].value)["id"]
+        assert about["id"] == dict(outputs[i].headers)["ce_id"].decode()
+        validate(outputs[i])
+    anomalies = sum(output.topic == "anomalies" for output in outputs)
+    assert 0 < len(at) < anomalies
 
 
 def test_before_a_bundle_serves_messages_hold_too(unlearned_parts: Parts) -> None:

@@ -303,7 +303,8 @@ def test_verify_lists_each_place(state: Stack) -> None:
     write_row(state, "a", b"older", b"row")
     before = verify(state, "a", 1)
     assert list(before) == [
-        "changelog", "rocksdb", "source", "anomalies", "decisions", "dead-letters", "late", "drift", "controls",
+        "changelog", "rocksdb", "source", "anomalies", "rescores", "decisions", "dead-letters", "late", "drift",
+        "controls",
     ]  # fmt: skip
     assert {place for place, trace in before.items() if trace["state"] == "still_there"} == {"changelog", "rocksdb"}
     assert before["controls"]["state"] == "gone"
@@ -322,7 +323,7 @@ def test_verify_lists_each_place(state: Stack) -> None:
     assert (after["source"]["state"], after["source"]["until_ms"]) == ("kept", None)
     assert after["source"]["note"] == "for ever: compacted"
     week = 7 * 86_400_000
-    for place in ("anomalies", "decisions", "dead-letters", "late", "drift"):
+    for place in ("anomalies", "rescores", "decisions", "dead-letters", "late", "drift"):
         trace = after[place]
         assert (trace["state"], trace["note"]) == ("kept", "retention 7d, in segments of 7d at most")
         assert 0 <= trace["until_ms"] - tombstone.timestamp()[1] - 2 * week < 60_000

@@ -1,0 +1,122 @@
+"""A session's last events, as its row keeps them: looked up for explanations, and replayed under a model."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
+
+from detectors.ensemble import sum_fields
+from detectors.parts import Model, Parts
+from detectors.rows import SessionRows
+from features.sessions import STEP, log_gaps
+from models.runtime import F32
+
+if TYPE_CHECKING:
+    from detectors.process import Verdicts
+
+_END = 2  # any operation that is no event
+
+
+@dataclass(frozen=True)
+class Window:
+    """Events of one session, oldest first: (k,) times, (k, F) hashes of tokens, (k, N) numbers.
+
+    `is_whole`: the first of them opened the session.
+    """
+
+    time_ms: NDArray[np.int64]
+    hashes: NDArray[np.uint64]
+    measures: F32
+    is_whole: bool
+
+    def last(self, most: int) -> Window:
+        """Its last events."""
+        is_whole = self.is_whole and len(self.time_ms) <= most
+        return Window(self.time_ms[-most:], self.hashes[-most:], self.measures[-most:], is_whole)
+
+    @classmethod
+    def of_row(cls, rows: SessionRows, row: int) -> Window:
+        """What a row keeps."""
+        time_ms, hashes, measures = rows.recent(row)
+        return cls(time_ms, hashes, measures, int(rows.events[row]) <= len(time_ms))
+
+    @classmethod
+    def before(cls, verdicts: Verdicts, operation: int, rows: SessionRows, *, itself: bool = False) -> Window:
+        """A session's events before an operation of the walk, the same however the stream was sliced.
+
+        Parameters
+        ----------
+        rows
+            Those before the slice.
+        itself
+            The event that the operation is comes last.
+        """
+        walk, events = verdicts.walk, verdicts.events
+        row, until = walk.row[operation], operation + itself
+        mine = np.flatnonzero((walk.row[:until] == row) & (walk.kind[:until] == STEP))
+        records = walk.record[mine]
+        opened = np.flatnonzero(walk.first[records])
+        if not itself and walk.kind[operation] == STEP and walk.first[walk.record[operation]]:
+            opened, records = np.zeros(1, np.intp), records[:0]
+        records = records[opened[-1] :] if len(opened) else records
+        here = cls(events.time_ms[records], verdicts.hashes[records], verdicts.measures[records], is_whole=True)
+        if len(opened) or rows.events[row] == 0:
+            return here
+        kept = cls.of_row(rows, int(row))
+        return cls(
+            np.concatenate([kept.time_ms, here.time_ms]), np.concatenate([kept.hashes, here.hashes]),
+            np.concatenate([kept.measures, here.measures]), kept.is_whole,
+        )  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Replayed:
+    """What a model says of windows that it reads from its start.
+
+    Attributes
+    ----------
+    score
+        (n,) of all events, window by window; -inf of one that opens its window and did not open its session.
+    starts
+        (S,) where each window begins.
+    end_surprise
+        (S,) of each window's session ending now.
+    hidden
+        (S, width) after each.
+    """
+
+    score: F32
+    starts: NDArray[np.intp]
+    end_surprise: F32
+    hidden: F32
+
+
+def replay(windows: Sequence[Window], model: Model, width: int, parts: Parts) -> Replayed:
+    """Read windows, of which there is one, each with an event; `width` is that of a row's state."""
+    lengths = np.array([len(window.time_ms) for window in windows])
+    times = np.concatenate([window.time_ms for window in windows])
+    hashes = np.concatenate([window.hashes for window in windows])
+    measures = np.concatenate([window.measures for window in windows])
+    starts, n = np.cumsum(lengths) - lengths, len(times)
+    first = np.zeros(n, np.bool_)
+    first[starts] = True
+    # As live: a gap is since the latest event so far.
+    latest = np.concatenate([np.maximum.accumulate(window.time_ms) for window in windows])
+    gaps = np.maximum(times - np.concatenate([times[:1], latest[:-1]]), 0)
+    gaps[first] = 0
+    every = np.arange(len(windows), dtype=np.int32)
+    kind = np.repeat([STEP, _END], [n, len(windows)]).astype(np.int8)
+    record = np.concatenate([np.arange(n, dtype=np.int32), np.zeros(len(windows), np.int32)])
+    ids = parts.ids_of_context(hashes, measures, times)
+    scores = model.score_and_step(
+        kind, np.concatenate([np.repeat(every, lengths), every]), record, first,
+        ids, log_gaps(gaps), np.zeros((len(windows), width), np.float32),
+        parts.among_of_context(hashes, ids), measures, parts.tails_of_context(hashes, measures, ids),
+    )  # fmt: skip
+    score = sum_fields(scores.surprise)
+    score[starts[[not window.is_whole for window in windows]]] = -np.inf
+    return Replayed(score, starts, scores.end_surprise[n:], scores.hidden)
