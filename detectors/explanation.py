@@ -15,6 +15,7 @@ from detectors.process import Verdicts
 from detectors.rows import SessionRows
 from features.events import Events
 from features.sessions import ENDED
+from features.time_gaps import GAP
 from features.tokens import RESERVED, Vocabulary
 from models.linear import LinearRuntime
 
@@ -27,9 +28,13 @@ END = "<end>"
 def explain_record(verdicts: Verdicts, operation: int, rows: SessionRows, parts: Parts) -> dict[str, Any]:
     """Explain the step `operation` of the walk. `rows` are those before the slice. Work: one head, SHOWN lookups."""
     record = int(verdicts.walk.record[operation])
+    came = observed(verdicts, record, parts)
+    expected = _expected(parts, verdicts.states[operation], _names(verdicts.events, record, parts))
+    if GAP in expected and came[GAP] is None:
+        expected[GAP] = []  # a session's first event has none
     return {
-        "observed": observed(verdicts, record, parts),
-        "expected": _expected(parts, verdicts.states[operation], _names(verdicts.events, record, parts)),
+        "observed": came,
+        "expected": expected,
         "contributions": {
             field: float(nats) for field, nats in zip(parts.fields, verdicts.surprise[record], strict=True)
         },
@@ -97,6 +102,8 @@ def _expected(parts: Parts, state: NDArray[np.float32], names: Sequence[str | No
         column = f - parts.shape.fields
         binning = learned.numbers.of(column, None if names is None else names[column])
         expected[field] = _interval(None if binning is None else binning.interval(np.exp(p)))
+    if parts.measures.gaps:  # a tail may reach below 0, where no gap is
+        expected[GAP] = [{where: max(gap, 0.0) for where, gap in interval.items()} for interval in expected[GAP]]
     return expected
 
 

@@ -134,7 +134,7 @@ def _nats(later: Sequence[_Later], parts: Parts) -> tuple[float, float]:
 
     Of tokens; where there are none, of the bins of numbers. Instead of a record the session might have ended.
     """
-    columns = slice(0, parts.shape.fields or len(parts.fields))
+    columns = slice(0, parts.shape.fields or len(parts.fields) - parts.measures.gaps)
     ids = [parts.ids(p.verdicts.events, p.verdicts.measures)[:, columns] for p in later]
     model = np.concatenate([p.verdicts.surprise[p.records, columns] for p in later]).astype(np.float64)
     taught = np.concatenate([of[p.taught] for of, p in zip(ids, later, strict=True)])

@@ -191,8 +191,9 @@ def _recipe(parts: Parts) -> dict[str, Any]:
     Most sessions are alike, so the rare ones are drawn more often; and where their order is loose, others that could
     have been are learned too (docs/quality-experiments.md has what both bring).
     """
-    drawn = {} if parts.number_fields else {"by_square_root": True}
-    return drawn | ({"delayed": SHARE} if parts.order == "loose" else {})
+    gaps = int(parts.measures.gaps)
+    drawn = {} if len(parts.number_fields) > gaps else {"by_square_root": True}
+    return drawn | {"gaps": gaps} | ({"delayed": SHARE} if parts.order == "loose" else {})
 
 
 def _ask(taught: Taught, folds: Sequence[Taught], bad: float, model: Callable[[Taught], Model]) -> HeldBack:

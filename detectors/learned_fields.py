@@ -19,6 +19,7 @@ from features.numbers import UNKNOWN, NumberBins
 from features.parameters import with_parameters
 from features.template_mining import mine
 from features.templates import Templates
+from features.time_gaps import frequent_enough
 from features.tokens import OOV, RARE, TokenEncoder, Vocabulary
 from models.spec import ModelSpec
 
@@ -100,8 +101,10 @@ def _messages(partition: Partition, taught: Chosen) -> Iterator[tuple[int, str]]
 def _with_templates(partition: Partition, reader: MessageReader) -> Partition:
     """The same with what the messages hold; their numbers are no counters, so they are measures as they are."""
     arrived, events = _read(partition.arrived, reader), _read(partition.events, reader)
-    fields = partition.measures.shape[1] - reader.parameters
-    measures = np.hstack([partition.measures[:, :fields], events.numbers[:, fields:].astype(np.float32)])
+    columns = events.numbers.shape[1]
+    fields = columns - reader.parameters
+    said = events.numbers[:, fields:].astype(np.float32)
+    measures = np.hstack([partition.measures[:, :fields], said, partition.measures[:, columns:]])
     return replace(partition, arrived=arrived, events=events, measures=measures)
 
 
@@ -136,4 +139,7 @@ def _bins(history: History, taught: Chosen, parts: Parts) -> NumberBins:
         for column, given in zip(names, parts.measures.names(p.events) or (), strict=True):
             if column is not None and given is not None:
                 column += [given[i] for i in records.tolist()]
-    return NumberBins.learn(np.concatenate(measures).astype(np.float64), names or None)
+    numbers = np.concatenate(measures).astype(np.float64)
+    if names and (of_gaps := names[-1]) is not None and parts.measures.gaps:
+        names[-1] = frequent_enough(of_gaps, numbers[:, -1])
+    return NumberBins.learn(numbers, names or None)

@@ -25,6 +25,7 @@ from features.measures import SEASONS, NumberRules, seasons
 from features.numbers import Names, NumberBins, NumberEncoder
 from features.sessions import SessionRules
 from features.templates import Templates
+from features.time_gaps import allow_known
 from features.tokens import TokenEncoder, Vocabulary, stable_hash
 from features.windows import WindowRules
 from models.bundle import Bundle
@@ -172,12 +173,14 @@ class Parts:
     @property
     def schema(self) -> dict[str, Any]:
         """What a bundle must have been trained with, as its manifest holds it."""
-        rules, numbers = self.measures, self.number_fields
+        rules = self.measures
+        numbers = self.number_fields[:-1] if rules.gaps else self.number_fields
         schema = {
             "tokens": list(self.fields[: self.shape.fields]),
             "core": [self.model.core, *self.ensemble] if self.ensemble else self.model.core,
             "hidden": self.model.hidden, "numbers": list(numbers),
             "counters": [*(numbers[column] for column in rules.counters), *rules.counter_names],
+            "gaps": rules.gaps if (by := rules.gaps_named_by) is None else self.fields[by],
         }  # fmt: skip
         schema |= {} if self.second is None else {"second_stage": self.second}
         return schema | ({"context": self.model.window} if set(WINDOWED) & {*self.cores, self.second} else {})
@@ -198,7 +201,7 @@ class Parts:
 
     @property
     def number_fields(self) -> tuple[str, ...]:
-        """Names of the number columns."""
+        """Names of the number columns, that of the time gap included."""
         return self.fields[self.shape.fields :]
 
     @property
@@ -249,6 +252,7 @@ class Parts:
 
         So whether a line has a parameter is no surprise beside that of its template, and neither is which bins it has.
         Their surprise is less its mean: a number that is as usual adds about 0, however widely its like are spread.
+        The time gap is the last of them, where the stream has it.
         """
         return self._among(ids, self.measures.names(events))
 
@@ -258,8 +262,11 @@ class Parts:
 
     def _among(self, ids: NDArray[np.int32], names: Names | None) -> NDArray[np.int32]:
         numbers = ids[:, self.shape.fields : len(self.fields)]
-        first = numbers.shape[1] - self.measures.parameters
-        return np.ascontiguousarray(self._number_encoder.among(numbers, names)[:, first:])
+        first = numbers.shape[1] - self.measures.parameters - self.measures.gaps
+        among = np.ascontiguousarray(self._number_encoder.among(numbers, names)[:, first:])
+        if self.measures.gaps:
+            allow_known(among[:, -1], numbers[:, -1])
+        return among
 
     def _names_of(self, hashes: NDArray[np.uint64]) -> Names | None:
         name, columns = self._name_of_hash.get, self.measures.named_by
@@ -341,7 +348,8 @@ def unpack(bundle: Bundle, parts: Parts, runtime: str = "auto", device: str = "c
         The bundle was trained for other fields or another hidden size, or a file does not hold what it should.
     """
     wanted = parts.schema
-    schema: dict[str, Any] = {"core": "gru", "numbers": [], "counters": []} | bundle.content.get("schema", {})
+    before = {"core": "gru", "numbers": [], "counters": [], "gaps": False}  # as before there were any
+    schema: dict[str, Any] = before | bundle.content.get("schema", {})
     differs = [part for part, value in wanted.items() if schema.get(part) != value]
     if differs:
         message = (

@@ -15,6 +15,7 @@ from features.events import Events
 from features.numbers import Names
 from features.rates import named_rates, rates
 from features.sessions import Walk
+from features.time_gaps import time_gaps
 
 _LARGEST = float(np.finfo(np.float32).max)
 _HOUR_MS, _DAY_MS = 3_600_000, 86_400_000
@@ -40,7 +41,9 @@ class NumberRules:
     seasonal
         Which positions in time a model may be given.
     parameters
-        How many columns, the last ones, are numbers in the lines of messages. Templates name them.
+        How many columns, the last ones of records, are numbers in the lines of messages. Templates name them.
+    gaps
+        After the columns of records there is one more: the time gap (features/time_gaps.py). `named_by` covers it too.
     """
 
     counters: tuple[int, ...] = ()
@@ -48,6 +51,12 @@ class NumberRules:
     counter_names: tuple[str, ...] = ()
     seasonal: tuple[str, ...] = ()
     parameters: int = 0
+    gaps: bool = False
+
+    @property
+    def gaps_named_by(self) -> int | None:
+        """The token column whose values have usual time gaps of their own; None where all events share them."""
+        return self.named_by[-1] if self.gaps and self.named_by else None
 
     def names(self, events: Events) -> Names | None:
         """For each number column the names of the events' numbers, None for one that stands for itself; or None."""
@@ -69,8 +78,17 @@ def measure(
     Returns
     -------
     measures, last_value, last_ms
-        (n, N) float32, NaN where missing; the state after.
+        (n, N) float32, NaN where missing, the time gap last; the state after.
     """
+    measures, last_value, last_ms = _measures_of_records(events, walk, last_value, last_ms, rules)
+    if rules.gaps:
+        measures = np.column_stack([measures, _kept(time_gaps(walk))])
+    return measures, last_value, last_ms
+
+
+def _measures_of_records(
+    events: Events, walk: Walk, last_value: NDArray[np.float64], last_ms: NDArray[np.int64], rules: NumberRules
+) -> tuple[NDArray[np.float32], NDArray[np.float64], NDArray[np.int64]]:
     values, last_value, last_ms = events.numbers.copy(), last_value.copy(), last_ms.copy()
     counters = np.array(rules.counters, np.intp)
     if not len(counters) and not rules.counter_names:

@@ -25,7 +25,7 @@ def delay_some(
     tokens
         (T, F + I) int32; left untouched.
     fields
-        F: of these the rows change places; the I others tell of the time, which goes on as it did.
+        Of these the rows change places; the others tell of the time, which goes on as it did.
 
     Returns
     -------

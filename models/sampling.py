@@ -11,8 +11,13 @@ from numpy.typing import NDArray
 from models.sequences import Sequences
 
 
-def kinds(sequences: Sequences) -> NDArray[np.int64]:
-    """(S,) a number for each session, the same for those with the same tokens and end; time gaps may differ.
+def kinds(sequences: Sequences, fields: int | None = None) -> NDArray[np.int64]:
+    """(S,) a number for each session, the same for those with the same tokens and end; times may differ.
+
+    Parameters
+    ----------
+    fields
+        Only the first so many columns tell what came, the others when; absent: all of them.
 
     >>> from models.sequences import Sequence
     >>> one, two = (Sequence(np.full((2, 1), token, np.int32), np.zeros(2, np.float32), True) for token in (3, 4))
@@ -22,7 +27,8 @@ def kinds(sequences: Sequences) -> NDArray[np.int64]:
     found: dict[bytes, int] = {}
     numbers = np.empty(len(sequences), np.int64)
     for at, sequence in enumerate(sequences):
-        told = blake2b(sequence.tokens.tobytes(), digest_size=16, key=b"end" if sequence.ended else b"").digest()
+        tokens = sequence.tokens[:, :fields]
+        told = blake2b(tokens.tobytes(), digest_size=16, key=b"end" if sequence.ended else b"").digest()
         numbers[at] = found.setdefault(told, len(found))
     return numbers
 

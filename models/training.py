@@ -42,6 +42,7 @@ class TrainingOptions:
     contamination: float = 0.0  # share of the sessions that are taken for bad, and learned nothing from
     trim_after: int = 3  # epochs that tell what is usual, before the strangest are left out
     by_square_root: bool = False  # of c sessions with the same tokens, an epoch draws the square root of c
+    gaps: int = 0  # predicted columns, the last ones, that tell of time: they belong to a place, not to its event
     delayed: float = 0.0  # share of the events that are given some places later than they came, where order is chance
 
     def batch_of(self, sequences: Sequences) -> int:
@@ -161,7 +162,8 @@ class _Training:
         self._model = make_model(spec)
         self._optimizer = torch.optim.AdamW(self._model.parameters(), lr=options.learning_rate, weight_decay=0.0)
         self._rate = LearningRate(options.learning_rate, options.warm_up)
-        self._kind = kinds(sequences) if options.by_square_root else None
+        self._untimed = len(spec.sizes) - options.gaps  # columns that tell what came, not when
+        self._kind = kinds(sequences, self._untimed) if options.by_square_root else None
         self._validation = self._drawn_once(validation)
         self._worst = np.full(len(sequences), -np.inf)  # (S,) nats of each session's strangest event when last seen
         self.best = self._model.weights()
@@ -235,13 +237,13 @@ class _Training:
         random = np.random.default_rng(self._options.seed + 1)
         if self._kind is None:
             return validation
-        drawn = draw_by_square_root(kinds(validation), random)
+        drawn = draw_by_square_root(kinds(validation, self._untimed), random)
         return Sequences.of(self._varied(validation[n], random) for n in drawn.tolist())
 
     def _varied(self, sequence: Sequence, random: np.random.Generator) -> Sequence:
         if not self._options.delayed:
             return sequence
-        return delayed(sequence, len(self._model.spec.sizes), random, self._options.delayed)
+        return delayed(sequence, self._untimed, random, self._options.delayed)
 
     def _tell(self, share: float, loss: float, events_per_s: float, events: int) -> None:
         done, most = len(self.epochs) + share, self._options.max_epochs

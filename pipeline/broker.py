@@ -237,7 +237,7 @@ class LocalBroker:
         self._started_before = True
 
     def stop(self) -> None:
-        """End Kafka cleanly (SIGKILL after 20 s), or at once where ephemeral, whose data go; once stopped it stays so."""
+        """End Kafka cleanly (SIGKILL after 20 s), or at once where ephemeral, whose data go; stopped ones stay so."""
         self._end_jvm(signal.SIGKILL if self.ephemeral else signal.SIGTERM)
         if self.ephemeral and self._lock is not None:
             self._remove_data()

@@ -6,6 +6,9 @@ import math
 from datetime import UTC, datetime
 from typing import Any
 
+from features.time_gaps import GAP
+from pipeline.units import seconds_in_words
+
 Json = dict[str, Any]
 _NAMED = 5  # sessions named in a line
 _WARMING_UP = "warming_up"
@@ -64,6 +67,10 @@ def why_of(anomaly: Json) -> str:
     ...     "expected": {"message[0]": [{"low": 20.0, "median": 40.0, "high": 80.0}]},
     ...     "contributions": {"message": 0.1, "message[0]": 9.5}})
     "message[0]: in 'took 4200 ms' came 4,200 (<0.01 %), expected 20 to 80"
+    >>> why_of({"type": "record", "observed": {"action": "pay", "@gap_s": 41.0}, "context": [{"action": "add"}],
+    ...     "expected": {"@gap_s": [{"low": 0.4, "median": 1.1, "high": 6.0}]},
+    ...     "contributions": {"action": 0.1, "@gap_s": 9.5}})
+    'gap: after add came 41 s (<0.01 %), expected 0.4 to 6 s'
     """
     if anomaly["type"] == "session":
         return _why_session(anomaly)
@@ -72,12 +79,12 @@ def why_of(anomaly: Json) -> str:
     if isinstance(line, str):  # message[0] is a number in the text of message: the one before was of another text
         where = f"in {line if len(line) <= _LINE else line[:_LINE] + '...'!r}"
     else:
-        where = f"after {_shown(anomaly['context'][-1][field])}" if anomaly["context"] else "as the first event"
-    came = anomaly["observed"][field]
+        where = f"after {_before(anomaly, field)}" if anomaly["context"] else "as the first event"
+    name, came = "gap" if field == GAP else field, _told(anomaly["observed"][field], field)
     share = _percent(_probability(anomaly["contributions"][field]))
     if anomaly.get("status") == _WARMING_UP:
-        return f"{field}: came {_shown(came)} ({share}); warming up, confidence {anomaly['confidence']:.2f}"
-    return f"{field}: {where} came {_shown(came)} ({share}), expected {_best(anomaly, field)}"
+        return f"{name}: came {came} ({share}); warming up, confidence {anomaly['confidence']:.2f}"
+    return f"{name}: {where} came {came} ({share}), expected {_best(anomaly, field)}"
 
 
 def _why_session(anomaly: Json) -> str:
@@ -99,8 +106,21 @@ def _best(anomaly: Json, field: str) -> str:
         return "nothing known"
     best = anomaly["expected"][field][0]
     if "median" in best:
-        return f"{_shown(best['low'])} to {_shown(best['high'])}"
+        low, high = best["low"], best["high"]
+        return seconds_in_words(low, high) if field == GAP else f"{_shown(low)} to {_shown(high)}"
     return f"{best['token']} ({_percent(best['probability'])})"
+
+
+def _before(anomaly: Json, field: str) -> str:
+    """What the event before had there; of a time gap what that event was."""
+    last: Json = anomaly["context"][-1]
+    if field != GAP:
+        return _shown(last[field])
+    return " ".join(token for token in last.values() if isinstance(token, str)) or "the event before"
+
+
+def _told(value: str | float | None, field: str) -> str:
+    return seconds_in_words(value) if field == GAP and isinstance(value, float | int) else _shown(value)
 
 
 def _shown(value: str | float | None) -> str:

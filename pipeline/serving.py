@@ -137,6 +137,8 @@ def make_parts(settings: Settings, name: str, learned: Learned | None) -> Parts:
     if windows is not None:
         numbers = window_columns(stream.number_fields, windows)
     measures = _measures(stream) if windows is None else NumberRules(seasonal=stream.seasons)
+    if stream.gap_fields:
+        measures, numbers = _with_gap(measures, len(numbers), stream), (*numbers, *stream.gap_fields)
     counters = len(measures.counters) or len(measures.counter_names)
     model = ModelSpec(stream.model.core, stream.model.hidden, (), (), stream.model.context)
     return Parts(
@@ -177,6 +179,13 @@ def _measures(stream: StreamSettings) -> NumberRules:
     if is_named:
         return replace(rules, counter_names=tuple(stream.counters))
     return replace(rules, counters=tuple(stream.number_fields.index(field) for field in stream.counters))
+
+
+def _with_gap(rules: NumberRules, columns: int, stream: StreamSettings) -> NumberRules:
+    """The same with the time gap after so many columns, named by a token where the stream says by which."""
+    by = None if stream.model.gaps is True else stream.word_fields.index(str(stream.model.gaps))
+    named_by = (*(rules.named_by or [None] * columns), by)
+    return replace(rules, gaps=True, named_by=named_by if rules.named_by or by is not None else ())
 
 
 def _rules(settings: Settings, stream: StreamSettings) -> SessionRules:
@@ -254,6 +263,8 @@ def _reading(settings: Settings, name: str) -> dict[str, Any]:
         parts["numbers"] = {"named": stream.named_number, "wide": stream.wide_numbers, "counters": stream.counters}
     if (windows := stream.window_rules(0)) is not None:
         parts["window"] = [windows.size_ms, windows.every_ms, windows.aggregates]
+    if stream.gap_fields:
+        parts["gaps"] = stream.model.gaps
     if stream.message is not None:
         parts["message"] = stream.message
     if stream.parameter_fields:

@@ -156,6 +156,13 @@ class ModelSettings(Section):
         description="How a bundle stores what was learned: float16 takes half the space, and the manifest says what "
         "that costs. Models compute in float32 either way.",
     )
+    gaps: bool | str = Field(
+        False,
+        description="Whether an event at the wrong time is strange: the time since the session's previous event is "
+        "then predicted and scored like a number. A field of `tokens`, or the message: each of its values has usual "
+        "times of its own, which finds most. true: all events share them. In many streams times tell of load and not "
+        "of behaviour, so they are left out unless asked for.",
+    )
     contamination: float = Field(
         0.0, ge=0, le=0.4,
         description="Share of the history's sessions that are taken for bad: the strangest ones, which training learns "
@@ -449,8 +456,11 @@ class StreamSettings(Section):
 
     def _check_row(self) -> None:
         """A session's row must fit into a Kafka message, whatever comes."""
+        from features.time_gaps import GAP
+
         rules = self.window_rules(self.session.gap)
         columns = len(self.number_fields) if rules is None else len(self.number_fields) * len(rules.aggregates) + 1
+        columns += len(self.gap_fields)
         if columns * self.model.context > _MOST_KEPT_NUMBERS:
             message = (
                 f"{columns} numbers of the last {self.model.context} events are more than a session's row can hold "
@@ -464,6 +474,21 @@ class StreamSettings(Section):
             message = (
                 "the core linear forecasts each number from its own last values: write numbers as a list of fields, "
                 "or choose another core"
+            )
+            raise ValueError(message)
+        if "linear" in self.model.cores and self.gap_fields:
+            message = (
+                "model.gaps needs a core that says how likely each time is, and linear forecasts single values: remove "
+                "it, or choose another core"
+            )
+            raise ValueError(message)
+        if GAP in self.fields and self.gap_fields:
+            message = f'{GAP} is what model.gaps calls the time between events: write the field as ["{GAP}"]'
+            raise ValueError(message)
+        if isinstance(self.model.gaps, str) and self.model.gaps not in self.word_fields:
+            message = (
+                f"model.gaps is {self.model.gaps!r}, which is none of the tokens and not the message; write one as it "
+                "stands there, or true for times that all events share"
             )
             raise ValueError(message)
         if self.state_numbers > _MOST_STATE_NUMBERS:
@@ -483,7 +508,7 @@ class StreamSettings(Section):
         windows = self.window_rules(self.session.gap)
         numbers = self.number_fields if windows is None else window_columns(self.number_fields, windows)
         tokens = len(self.fields) - len(self.number_fields)
-        columns = tokens + len(numbers) + len(self.parameter_fields) + len(self.seasons)
+        columns = tokens + len(numbers) + len(self.parameter_fields) + len(self.gap_fields) + len(self.seasons)
         sizes = (
             state_size(core, self.model.hidden, self.model.context, len(numbers) if core == "linear" else columns)
             for core in self.model.cores
@@ -598,6 +623,13 @@ class StreamSettings(Section):
         return () if self.message is None else tuple(f"{self.message}[{place}]" for place in range(self.parameters))
 
     @property
+    def gap_fields(self) -> tuple[str, ...]:
+        """What the time gap is called, where it is predicted; it follows all other numbers."""
+        from features.time_gaps import GAP
+
+        return (GAP,) if self.model.gaps else ()
+
+    @property
     def token_fields(self) -> tuple[str, ...]:
         """The token fields, with that of a number's name as the last."""
         return (*self.tokens, *(() if self.named_number is None else self.named_number[:1]))
@@ -605,4 +637,9 @@ class StreamSettings(Section):
     @property
     def fields(self) -> tuple[str, ...]:
         """The fields that the model learns of: token fields, the message of a log line, numbers."""
-        return (*self.token_fields, *(() if self.message is None else (self.message,)), *self.number_fields)
+        return (*self.word_fields, *self.number_fields)
+
+    @property
+    def word_fields(self) -> tuple[str, ...]:
+        """Those of them that are tokens, in the order of the decoder's columns."""
+        return (*self.token_fields, *(() if self.message is None else (self.message,)))

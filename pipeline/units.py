@@ -6,6 +6,7 @@ import re
 
 _MS = {"ms": 1, "s": 1_000, "m": 60_000, "h": 3_600_000, "d": 86_400_000}
 _LONGEST_MS = 36_500 * _MS["d"]  # a hundred years: times and durations add up to less than 64 bits
+_LEAST_MS = {"d": 172_800_000, "h": 7_200_000, "m": 120_000, "s": 1_000, "ms": 0}  # said in a unit from so many on
 _DURATION = re.compile(r"^\s*(\d+(?:\.\d+)?)\s*(ms|s|m|h|d)\s*$")
 
 
@@ -39,3 +40,20 @@ def format_duration_ms(ms: int) -> str:
         if ms and ms % size == 0:
             return f"{ms // size}{unit}"
     return f"{ms}ms"
+
+
+def seconds_in_words(*seconds: float) -> str:
+    """Write a duration, or a range of them, in three digits and in a unit of its size.
+
+    >>> seconds_in_words(41.0), seconds_in_words(0.4, 6.0), seconds_in_words(20.0, 300.0), seconds_in_words(0.0, 0.155)
+    ('41 s', '0.4 to 6 s', '20 s to 5 min', '0 to 155 ms')
+    """
+    said: list[str] = []
+    above = ""  # the unit of what comes after, which is not said twice
+    for ms in (1_000 * value for value in reversed(seconds)):
+        own = next(unit for unit, least in _LEAST_MS.items() if ms >= least)
+        unit = above if above and (ms == 0 or (above == "s" and ms >= 100)) else own
+        number = f"{float(f'{ms / _MS[unit]:.3g}'):,.10g}"
+        said.append(number if unit == above else f"{number} {'min' if unit == 'm' else unit}")
+        above = unit
+    return " to ".join(reversed(said))

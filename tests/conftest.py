@@ -20,6 +20,7 @@ from detectors.rows import RowShape
 from features.measures import SEASONS, NumberRules
 from features.numbers import NumberBins
 from features.sessions import SessionRules
+from features.time_gaps import GAP
 from features.tokens import TokenEncoder, Vocabulary, stable_hash
 from models.autoregression import Autoregression
 from models.linear import LinearRuntime
@@ -101,6 +102,28 @@ def make_number_parts(kind: str, seed: int = 0) -> Parts:
     )  # fmt: skip
 
 
+def with_gaps(parts: Parts, seed: int = 0, by: int | None = None) -> Parts:
+    """The same with the time gap as a further number, learned of gaps of all sizes; each token of column `by` its own.
+
+    Of the tokens of that column the first three are known to have gaps.
+    """
+    assert parts.learned is not None
+    known, rules, words = parts.learned.numbers, parts.measures, parts.learned.vocabulary.tokens
+    gaps = np.random.default_rng(seed).gamma(0.5, 3, (300, 1))
+    of_gaps = NumberBins.learn(gaps, None if by is None else [list(words[by][:3]) * 100], bins=4)
+    others = known.names or (None,) * len(known.binnings)
+    is_named = known.names is not None or by is not None
+    names = (*others, *(of_gaps.names or (None,))) if is_named else None
+    numbers = NumberBins((*known.binnings, *of_gaps.binnings), names)
+    other = make_learned(seed, vocabulary=parts.learned.vocabulary, numbers=numbers, seasonal=parts.learned.seasonal)
+    named_by = (*(rules.named_by or (None,) * len(known.binnings)), by)
+    return replace(
+        parts, fields=(*parts.fields, GAP), shape=replace(parts.shape, numbers=parts.shape.numbers + 1),
+        learned=replace(parts.learned, numbers=numbers, model=other.model),
+        measures=replace(rules, named_by=named_by if is_named else (), gaps=True),
+    )  # fmt: skip
+
+
 def make_linear_parts() -> Parts:
     """The wide numbers under the linear core, with scores about as they are calibrated."""
     wide, rng = make_number_parts("wide"), np.random.default_rng(0)
@@ -149,9 +172,11 @@ def parts(learned: Learned) -> Parts:
     )  # fmt: skip
 
 
-@pytest.fixture(params=["tokens", "wide", "named", "parameters", "linear", "ensemble", "segments"])
+@pytest.fixture(params=["tokens", "wide", "named", "parameters", "linear", "ensemble", "segments", "gaps"])
 def any_parts(request: pytest.FixtureRequest, parts: Parts, learned: Learned) -> Parts:
-    """Parts of a stream of tokens, with numbers of three sorts, and with segments."""
+    """Parts of a stream of tokens, with numbers of three sorts, with segments, and with time gaps."""
+    if request.param == "gaps":
+        return with_gaps(make_number_parts("parameters"), by=0)
     if request.param == "linear":
         return make_linear_parts()
     if request.param == "ensemble":

@@ -127,6 +127,8 @@ def take(event: Event, watermark: int, partition: Partition, parts: Parts) -> li
         late = event.time_ms < oldest
     gap_ms = 0 if opens or late else max(0, event.time_ms - row.last_ms)
     measures = measures_of(event, {} if late else row.counters, parts)
+    if parts.measures.gaps:
+        measures = (*measures, math.nan if opens or late else float(np.float32(gap_ms / 1000)))
     score, hidden = score_of(event, measures, row.hidden, gap_ms, parts, opens=opens)
     decided = {"kind": "record", "offset": event.offset, "session": name, "late": late, "segment": event.segment}
     judged = judge(score, parts, "records", event.segment)
@@ -158,7 +160,8 @@ def take(event: Event, watermark: int, partition: Partition, parts: Parts) -> li
 def measures_of(event: Event, counters: dict[str, tuple[float, int]], parts: Parts) -> tuple[float, ...]:
     """Numbers as the model sees them: of counters the rate since the last value, as float32."""
     rules, out = parts.measures, []
-    for column, (field_name, value) in enumerate(zip(parts.number_fields, event.numbers, strict=True)):
+    fields = parts.number_fields[: len(parts.number_fields) - parts.measures.gaps]
+    for column, (field_name, value) in enumerate(zip(fields, event.numbers, strict=True)):
         by = name_column(column, parts)
         name = field_name if by is None else str(event.tokens[by])
         if column in rules.counters or (by is not None and name in rules.counter_names):
@@ -200,11 +203,18 @@ def number_nats(event: Event, measures: tuple[float, ...], learned: Learned, par
 
 
 def range_of(event: Event, column: int, number: int, parts: Parts) -> tuple[int, int]:
-    """Among which ids the number of a parameter is: missing or one of its template's, where these were learned."""
+    """Among which ids the number of a parameter is: missing or one of its template's, where these were learned.
+
+    A gap is missing, or one of all that are not.
+    """
     assert parts.learned is not None
     by = name_column(column, parts)
     binning = parts.learned.numbers.of(column, None if by is None else event.tokens[by])
-    return (number, number + 1) if binning is None or binning.size == 2 else (1, binning.size)
+    if binning is None or binning.size == 2:
+        return number, number + 1
+    if parts.measures.gaps and column == len(parts.number_fields) - 1:
+        return (1, 2) if number == 1 else (2, binning.size)
+    return 1, binning.size
 
 
 def seasons_of(time_ms: int, wanted: tuple[str, ...]) -> list[int]:
@@ -225,7 +235,7 @@ def score_of(
     ]
     numbers = number_nats(event, measures, parts.learned, parts)
     among = [range_of(event, column, number, parts) for column, (number, _) in enumerate(numbers)]
-    among = among[len(among) - parts.measures.parameters :]
+    among = among[len(among) - parts.measures.parameters - parts.measures.gaps :]
     ids += [number for number, _ in numbers] + seasons_of(event.time_ms, parts.learned.seasonal)
     scores = parts.learned.runtime.score_and_step(
         np.array([0], np.int8), np.array([0], np.int32), np.array([0], np.int32), np.array([opens]),

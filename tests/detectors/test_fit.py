@@ -92,7 +92,8 @@ def test_the_manifest_says_what_was_learned(fitted: Fit, parts: Parts, events: l
     assert content["data"]["records"] == sum(map(len, events))
     assert content["data"]["first_ms"] == min(int(e.time_ms.min()) for e in events)
     assert content["schema"] == {
-        "tokens": ["action", "status"], "hidden": HIDDEN, "core": "gru", "numbers": [], "counters": [], "seasonal": [],
+        "tokens": ["action", "status"], "hidden": HIDDEN, "core": "gru", "numbers": [], "counters": [], "gaps": False,
+        "seasonal": [],
     }  # fmt: skip
     assert content["rules"] == {"gap_ms": parts.rules.gap_ms, "max_events": parts.rules.max_events}
     assert set(content["versions"]) == {"offbeat", "torch", "numpy", "numba"}

@@ -59,7 +59,7 @@ def test_any_slices_give_the_scores_of_one(
 @given(drawn=events_of_a_stream.filter(len), most=st.integers(1, 20), rules=rules_of_a_stream)
 def test_windows_are_scored_the_same_in_any_slices(drawn: list[Any], most: int, rules: dict[str, Any]) -> None:
     """Windows that stay open from slice to slice give the scores of one slice."""
-    parts = make_window_parts(rules, 4_000, 2)
+    parts = make_window_parts(rules, 4_000, 2, gaps=False)
     samples = [replace(e, numbers=(*e.numbers, 0.0, 0.0)[:2]) for e in as_events(drawn, parts)]
     history = find_sessions([as_columns(samples, 2)], parts)
     chosen = np.ones(len(history.first_ms), np.bool_)

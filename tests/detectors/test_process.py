@@ -25,7 +25,7 @@ from features.windows import WindowRules, window_columns
 from pipeline.row_format import RowFormat
 from pipeline.slices import process_slice
 from pipeline.store import RowStore
-from tests.conftest import make_learned, make_number_parts, with_segments
+from tests.conftest import make_learned, make_number_parts, with_gaps, with_segments
 from tests.naive import Event, Partition, process_one
 
 a_number = st.sampled_from([0.0, 50.0, 50.5, math.nan, -1e9]) | st.integers(0, 10**15).map(float) | st.floats(0, 300)
@@ -70,7 +70,7 @@ def as_events(drawn: list[Any], parts: Parts, ids: list[str | None] | None = Non
         identity = None if ids is None else ids[offset % len(ids)]
         named = bool(parts.measures.named_by)
         tokens = (action, _NAMES[status] if named else status)
-        numbers = drawn_numbers[: len(parts.number_fields)]
+        numbers = drawn_numbers[: columns_of(parts)]
         segment = _SEGMENTS[action] if is_segmented(parts) else None
         out.append(
             Event(offset * 2, session, now, tokens, is_end, identity, numbers, segment)
@@ -85,10 +85,10 @@ def is_segmented(parts: Parts) -> bool:
 
 def columns_of(parts: Parts) -> int:
     """How many numbers a record has."""
-    return len(parts.number_fields) if parts.windows is None else 2
+    return len(parts.number_fields) - parts.measures.gaps if parts.windows is None else 2
 
 
-def make_window_parts(rules: dict[str, Any], size_ms: int, overlap: int) -> Parts:
+def make_window_parts(rules: dict[str, Any], size_ms: int, overlap: int, *, gaps: bool) -> Parts:
     """Parts of a stream whose cpu, a gauge, and sent, a counter, come in windows."""
     windows = WindowRules(size_ms, size_ms // overlap, ("mean", "max"), counters=(1,), keep_ms=5_000)
     names = window_columns(("cpu", "sent"), windows)
@@ -98,15 +98,16 @@ def make_window_parts(rules: dict[str, Any], size_ms: int, overlap: int) -> Part
     learned = with_segments(make_learned(numbers=bins, seasonal=("hour", "weekday")))
     fields = (*parts.fields[:2], *names)
     session_rules = dataclasses.replace(parts.rules, windowed=True, **rules)
-    return dataclasses.replace(
+    parts = dataclasses.replace(
         parts, fields=fields, shape=dataclasses.replace(parts.shape, numbers=len(names), counters=0),
         rules=session_rules, learned=learned, measures=NumberRules(), windows=windows,
     )  # fmt: skip
+    return with_gaps(parts) if gaps else parts
 
 
 def last_of(parts: Parts) -> Event:
     """An event so late that all before it are released, and over."""
-    return Event(10_000, "the last", 2_000_000_000, (None, None), False, None, (0.0,) * len(parts.number_fields))
+    return Event(10_000, "the last", 2_000_000_000, (None, None), False, None, (0.0,) * columns_of(parts))
 
 
 def with_rules(parts: Parts, rules: dict[str, Any], remembered: int = 0) -> Parts:
@@ -229,12 +230,19 @@ def test_order_lateness_and_duplicates_equal_naive_for_any_slicing(
 @given(
     drawn=events_of_a_stream, cuts=cuts_of_a_stream, rules=rules_of_a_stream,
     size_ms=st.sampled_from([1_000, 4_000]), overlap=st.sampled_from([1, 2, 4]), reorders=st.booleans(),
+    gaps=st.booleans(),
 )  # fmt: skip
 def test_windows_are_the_same_for_any_slicing(
-    drawn: list[Any], cuts: list[int], rules: dict[str, Any], size_ms: int, overlap: int, reorders: bool
+    drawn: list[Any],
+    cuts: list[int],
+    rules: dict[str, Any],
+    size_ms: int,
+    overlap: int,
+    reorders: bool,
+    gaps: bool,
 ) -> None:
     """Samples in one slice, in any, and one by one with rows through bytes give the same windows and sessions."""
-    parts = make_window_parts(rules | {"reorder_ms": rules["reorder_ms"] * reorders}, size_ms, overlap)
+    parts = make_window_parts(rules | {"reorder_ms": rules["reorder_ms"] * reorders}, size_ms, overlap, gaps=gaps)
     samples, last = as_events(drawn, parts), last_of(parts)
     samples = [dataclasses.replace(s, numbers=(*s.numbers, 0.0, 0.0)[:2]) for s in samples]
     last = dataclasses.replace(last, numbers=(0.0, 0.0))

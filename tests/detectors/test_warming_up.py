@@ -24,6 +24,7 @@ from tests.detectors.test_process import (
     as_columns,
     as_events,
     by_id,
+    columns_of,
     cut,
     cuts_of_a_stream,
     events_of_a_stream,
@@ -74,7 +75,7 @@ def test_cut_anywhere_saved_and_restored(drawn: list[Any], at: int, rules: Onlin
     whole, _ = run_slices([events], parts)
     store, state, found = RowStore(parts.shape, parts.rules), PartitionState(0), []
     for part in (events[:at], events[at:]):
-        done = process_slice(store, as_columns(part, len(parts.number_fields)), state, parts)
+        done = process_slice(store, as_columns(part, columns_of(parts)), state, parts)
         assert done is not None
         found += flatten(done)
         names, form, kept = store.open_names(), RowFormat(parts.shape), RowStore(parts.shape, parts.rules)

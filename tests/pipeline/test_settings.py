@@ -14,11 +14,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import BaseModel, ValidationError
 
+from features.templates import Templates
+from features.time_gaps import GAP
+from features.tokens import Vocabulary
 from features.windows import WindowRules
 from models.spec import state_size
 from pipeline.errors import ConfigError, UsageError
 from pipeline.reference import example
-from pipeline.serving import make_decoder, make_parts, record_name, saved_name, state_fingerprint
+from pipeline.serving import certificate, make_decoder, make_parts, record_name, saved_name, state_fingerprint
 from pipeline.settings import Settings, StreamSettings, environment_variables, load_settings, parse_settings
 
 
@@ -271,6 +274,50 @@ def test_a_stream_without_numbers_keeps_its_rows() -> None:
     }
     assert len(found) == 4
     assert state_fingerprint(parse_settings(MINIMAL, {}), "orders") == "d0ef0cc95a6d27a0"
+
+
+@pytest.mark.parametrize(
+    ("more", "sentence"),
+    [
+        ({"numbers": ["x"], "model": {"gaps": True, "core": "linear"}}, "remove it, or choose another core"),
+        ({"tokens": ["a", "@gap_s"]}, 'write the field as ["@gap_s"]'),
+        ({"numbers": ["x"], "model": {"gaps": "x"}}, "model.gaps is 'x', which is none of the tokens"),
+        ({"numbers": ["x"], "model": {"gaps": True, "ensemble": ["linear"]}}, "linear forecasts single values"),
+        ({"model": {"gaps": ""}}, "write one as it stands there, or true"),
+        ({"numbers": [f"n{i}" for i in range(64)], "window": {"size": "1m", "aggregate": ["mean", "max"]},
+          "kind": "metrics", "model": {"gaps": True, "context": 253}}, "130 numbers of the last 253 events"),
+    ],
+)  # fmt: skip
+def test_where_gaps_cannot_be_predicted(more: dict[str, Any], sentence: str) -> None:
+    """Not by forecasts, under no name that is taken, for no field but a token, in no row without room for one more."""
+    stream = {"topic": "t", "session": {"by": "k"}, "tokens": ["a"], "model": {"gaps": True}} | more
+    with pytest.raises(ConfigError, match=re.escape(sentence)):
+        parse_settings({"streams": {"s": stream}}, {})
+
+
+@pytest.mark.parametrize("core", ["gru", "transformer"])
+def test_a_gap_is_one_number_more(core: str) -> None:
+    """Of events and of windows alike: the last column, named by a token if asked, with other rows and features."""
+    events: dict[str, Any] = {"topic": "t", "session": {"by": "k"}, "tokens": ["a"]}
+    metrics = events | {"kind": "metrics", "numbers": ["x"], "counters": ["x"]}
+    logs = events | {"kind": "logs", "message": "m", "parameters": 1}
+    for stream in (events, metrics, metrics | {"window": {"size": "1m"}}, logs):
+        found = [
+            parse_settings({"streams": {"s": stream | {"model": {"core": core, "gaps": gaps}}}}, {})
+            for gaps in (False, True, "m" if stream is logs else "a")
+        ]
+        without, *with_gap = (make_parts(settings, "s", None) for settings in found)
+        for parts, named_by in zip(with_gap, (None, 1 if stream is logs else 0), strict=True):
+            assert parts.fields == (*without.fields, GAP)
+            assert parts.shape.numbers == without.shape.numbers + 1
+            kept = found[0].stream("s").model.context if core == "transformer" else 0  # ids that its state holds
+            assert parts.shape.hidden - without.shape.hidden == kept
+            assert parts.measures.gaps_named_by == named_by
+            assert len(parts.measures.named_by) in {0, parts.shape.numbers}
+        assert len({state_fingerprint(settings, "s") for settings in found}) == 3
+        words = found[0].stream("s").word_fields
+        vocabulary = Vocabulary(words, (("x",),) * len(words))
+        assert len({certificate(settings, "s", vocabulary, Templates(()))["section"] for settings in found}) == 3
 
 
 @pytest.mark.parametrize(
