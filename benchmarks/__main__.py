@@ -18,7 +18,7 @@ from rich.console import Console
 from benchmarks import loghub
 from benchmarks import nezha as nezha_data
 from benchmarks.machine import machine
-from benchmarks.quality import contamination, hdfs, hdfs_raw, hdfs_worker, nezha
+from benchmarks.quality import contamination, hdfs, hdfs_raw, hdfs_worker, late_answers, nezha
 from benchmarks.quality import templates as template_quality
 from benchmarks.quality.scenarios import SCENARIOS, add_options, run_scenarios
 from benchmarks.speed import checkpoint, cores, decode, masking, memory, recovery, text_lines, whole_path
@@ -83,6 +83,8 @@ def _quality(screen: Console, *, smoke: bool) -> list[dict[str, Any]]:
     results = []
     screen.print("contamination: bad sessions in the history, with and without leaving them out")
     results.append(contamination.run(200, screen, (1,), (0.05,)) if smoke else contamination.run(6_000, screen))
+    screen.print("late_answers: what comes too late, with and without time gaps")
+    results.append(late_answers.run(300, screen, (1,), 1) if smoke else late_answers.run(9_700, screen))
     screen.print("hdfs_worker: worker against file, and against labels")
     if hdfs.available():
         less: dict[str, Any] = {"learn": 600, "play": 100, "promise": 0.05} if smoke else {}

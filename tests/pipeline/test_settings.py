@@ -289,7 +289,7 @@ def test_a_stream_without_numbers_keeps_its_rows() -> None:
     ],
 )  # fmt: skip
 def test_where_gaps_cannot_be_predicted(more: dict[str, Any], sentence: str) -> None:
-    """Not by forecasts, under no name that is taken, for no field but a token, in no row without room for one more."""
+    """Not by forecasts, under no name that is taken, for no field but a token, in no row without room for it."""
     stream = {"topic": "t", "session": {"by": "k"}, "tokens": ["a"], "model": {"gaps": True}} | more
     with pytest.raises(ConfigError, match=re.escape(sentence)):
         parse_settings({"streams": {"s": stream}}, {})
