@@ -65,7 +65,18 @@ def splits_by_time(first_ms: NDArray[np.int64], folds: int = FOLDS) -> Iterator[
     order = np.argsort(first_ms, kind="stable")
     fold[order] = np.arange(len(first_ms)) * folds // max(1, len(first_ms))
     for which in range(folds):
-        seen = order[fold[order] != which]
-        validate = np.zeros(len(first_ms), np.bool_)
-        validate[seen[_VALIDATE - 1 :: _VALIDATE]] = True
-        yield Split((fold != which) & ~validate, validate, fold == which)
+        yield _without(fold == which, order)
+
+
+def of_everything(first_ms: NDArray[np.int64]) -> Split:
+    """The split of a model that serves where folds calibrate it: nothing is held back but to tell when to stop.
+
+    It knows the latest of (S,) sessions too; what is usual of a number, its level and spread, moves as time goes on.
+    """
+    return _without(np.zeros(len(first_ms), np.bool_), np.argsort(first_ms, kind="stable"))
+
+
+def _without(held_back: NDArray[np.bool_], order: NDArray[np.intp]) -> Split:
+    seen, validate = order[~held_back[order]], np.zeros_like(held_back)
+    validate[seen[_VALIDATE - 1 :: _VALIDATE]] = True
+    return Split(~held_back & ~validate, validate, held_back)

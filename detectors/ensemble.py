@@ -23,6 +23,7 @@ from numba import njit
 from numpy.typing import NDArray
 
 from detectors.calibration import Calibration
+from models.forecast import ForecastRuntime
 from models.linear import LinearRuntime
 from models.runtime import F32, Runtime, Scores
 
@@ -51,7 +52,8 @@ class Member:
     @property
     def predicts(self) -> bool:
         """Whether it expects tokens, and the end of a session."""
-        return not isinstance(self.runtime, LinearRuntime)
+        of_numbers_alone = isinstance(self.runtime, ForecastRuntime) and not self.runtime.spec.sizes
+        return not (isinstance(self.runtime, LinearRuntime) or of_numbers_alone)
 
     def strangeness(self, scores: F32) -> NDArray[np.float64]:
         """(n,) minus log p-values of (n,) scores; beyond all that calibrates it still grows, so that order is kept."""
@@ -106,11 +108,20 @@ class Ensemble:
         """As `Runtime.log_probabilities` says: of the mean of what the members expect."""
         expected, low = [], 0
         for member in self.members:
-            if not isinstance(member.runtime, LinearRuntime):
+            if not isinstance(member.runtime, LinearRuntime) and member.predicts:
                 expected.append(member.runtime.log_probabilities(states[:, low : low + member.reads]))
             low += member.reads
         with np.errstate(divide="ignore"):  # what none expects at all
             return [np.log(_mean([np.exp(p) for p in of_field])) for of_field in zip(*expected, strict=True)]
+
+    def intervals(self, states: F32) -> list[tuple[float, float, float] | None]:
+        """Where the first member that forecasts numbers expects them, by what (R,) all read; of none nothing."""
+        low = 0
+        for member in self.members:
+            if isinstance(member.runtime, LinearRuntime | ForecastRuntime):
+                return member.runtime.intervals(states[low : low + member.reads])
+            low += member.reads
+        return []
 
 
 def sum_fields(surprise: F32) -> F32:

@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from detectors.contexts import Window
+from detectors.ensemble import Ensemble
 from detectors.parts import Learned, Parts
 from detectors.process import Verdicts
 from detectors.rows import SessionRows
@@ -17,6 +18,7 @@ from features.events import Events
 from features.sessions import ENDED
 from features.time_gaps import GAP
 from features.tokens import RESERVED, Vocabulary
+from models.forecast import ForecastRuntime
 from models.linear import LinearRuntime
 
 TOP = 3  # expected tokens shown per field
@@ -93,7 +95,7 @@ def _expected(parts: Parts, state: NDArray[np.float32], names: Sequence[str | No
         forecasts = zip(parts.number_fields, learned.runtime.intervals(state), strict=True)
         return {field: [] for field in parts.fields} | {field: _interval(where) for field, where in forecasts}
     expected: dict[str, Any] = {}
-    for f, (field, log_p) in enumerate(zip(parts.fields, learned.runtime.log_probabilities(state[None]), strict=True)):
+    for f, (field, log_p) in enumerate(zip(parts.fields, learned.runtime.log_probabilities(state[None]), strict=False)):
         p = log_p[0]
         if f < parts.shape.fields:
             top = np.argsort(-p, kind="stable")[:TOP].tolist()
@@ -104,6 +106,9 @@ def _expected(parts: Parts, state: NDArray[np.float32], names: Sequence[str | No
         expected[field] = _interval(None if binning is None else binning.interval(np.exp(p)))
     if parts.measures.gaps:  # a tail may reach below 0, where no gap is
         expected[GAP] = [{where: max(gap, 0.0) for where, gap in interval.items()} for interval in expected[GAP]]
+    if parts.model.values and isinstance(learned.runtime, ForecastRuntime | Ensemble):
+        forecasts = zip(parts.number_fields, learned.runtime.intervals(state), strict=True)
+        expected |= {field: _interval(where) for field, where in forecasts}
     return expected
 
 

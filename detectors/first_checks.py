@@ -73,7 +73,7 @@ def check_first(history: Sequence[Events], cuts: Sequence[int], parts: Parts, va
     checked.hold(sessions >= LEAST_SESSIONS, few)
     if checked.refusals:
         return checked
-    if validation_loss is not None:
+    if validation_loss is not None and (parts.shape.fields or not parts.model.values):
         model, baseline = _nats(later, parts)
         checked.figures |= {"nats": model, "nats_by_frequency": baseline}
         worse = f"it predicts no better than frequencies do ({model:.3f} against {baseline:.3f} nats a record)"
@@ -132,7 +132,7 @@ def _without_bundle(parts: Parts) -> Parts:
 def _nats(later: Sequence[_Later], parts: Parts) -> tuple[float, float]:
     """Mean surprise of the records held back, under the model and under each field's frequencies in what taught it.
 
-    Of tokens; where there are none, of the bins of numbers. Instead of a record the session might have ended.
+    Of tokens; without any, of the bins of numbers. Instead of a record the session might have ended.
     """
     columns = slice(0, parts.shape.fields or len(parts.fields) - parts.measures.gaps)
     ids = [parts.ids(p.verdicts.events, p.verdicts.measures)[:, columns] for p in later]

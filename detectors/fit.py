@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from detectors.calibration import Calibration
-from detectors.crossfit import is_worthwhile, splits_by_time
+from detectors.crossfit import is_worthwhile, of_everything, splits_by_time
 from detectors.ensemble import Ensemble
 from detectors.guards import doubts, refuse_hopeless, refuse_nothing
 from detectors.held_back import HeldBack, score_held_back
@@ -40,6 +40,8 @@ from models.temperature import HeadCheck
 from models.tempering import temper
 from models.training import Epoch, Progress, TrainingOptions, train
 from models.training_state import TrainingState
+from models.usual_errors import with_values
+from models.values import Values
 
 _CURVE = ("loss", "validation_loss", "learning_rate", "gradient_norm")  # what a manifest tells of each epoch
 SERVED = "model"  # the name of the training whose weights serve
@@ -159,8 +161,9 @@ def fit(
     teach = partial(
         train_split, read, parts=parts, options=options, on_epoch=on_epoch, clock=clock, buckets=buckets, host=host
     )  # fmt: skip
-    taught = teach(split_by_time(read.first_ms))
-    few = read.ended > 0 and is_worthwhile(len(read.first_ms), parts.rate, 1 - LEARN - VALIDATE)
+    forecasts = parts.model.values > 0  # of numbers, whose sessions may never end
+    few = is_worthwhile(len(read.first_ms), parts.rate, 1 - LEARN - VALIDATE) and (read.ended > 0 or forecasts)
+    taught = teach(of_everything(read.first_ms) if forecasts and few else split_by_time(read.first_ms))
     folds: list[Taught] = []
     if "linear" in parts.cores or few:
         folds = [teach(split, name=f"fold-{n}") for n, split in enumerate(splits_by_time(read.first_ms), start=1)]
@@ -220,11 +223,12 @@ def train_split(
         Under which the training's state is kept; of several splits each needs its own.
     """
     fields, history = learn_fields(history, split.learn, parts, buckets)
-    learning = sequences(history, split.learn, fields.knowing(parts, learning=True), host.scratch)
+    values = Values.fit(measured(history, split.learn)) if parts.model.values else None
+    learning = sequences(history, split.learn, fields.knowing(parts, learning=True), host.scratch, values)
     parts = fields.knowing(parts)
     if name == SERVED:  # a fold may happen to hold too little; what it says of others still counts
         refuse_hopeless(learning, parts)
-    validation = sequences(history, split.validate, parts, host.scratch)
+    validation = sequences(history, split.validate, parts, host.scratch, values)
     trained = []
     for k, core in enumerate([*parts.cores, parts.second] if parts.second else parts.cores):
         own = replace(options, seed=options.seed + k, unknown=fields.unknown(parts))
@@ -235,7 +239,9 @@ def train_split(
             chosen = np.ones_like(split.learn) if name == SERVED else ~split.calibrate
             trained.append(Trained(spec, {**Autoregression.fit(measured(history, chosen)).to_arrays()}))
         else:
-            trained.append(_train_core(spec, parts, learning, validation, own, on_epoch, clock, host, state_name))
+            one = _train_core(spec, parts, learning, validation, own, on_epoch, clock, host, state_name)
+            weights = one.weights if values is None else with_values(one.weights, spec, values, validation)
+            trained.append(replace(one, weights=weights))
     return Taught(split, fields, history, parts, trained, doubts(history, learning, fields, parts))
 
 

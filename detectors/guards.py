@@ -9,7 +9,7 @@ from detectors.history import History
 from detectors.learned_fields import MAX_VOCABULARY, LearnedFields
 from detectors.parts import Parts
 from features.events import Events
-from features.numbers import MISSING
+from features.numbers import LOW, MISSING
 from features.tokens import OOV, RARE
 from models.errors import UnsuitableDataError
 from models.sequences import Sequences
@@ -44,7 +44,7 @@ def refuse_hopeless(learning: Sequences, parts: Parts) -> None:
             "session.gap is as long as sessions are silent"
         )
         raise UnsuitableDataError(message)
-    columns = learning.tokens[:, : len(parts.fields)]
+    columns = _of_fields(learning, parts)
     first, always = columns[0], _never_varies(columns)
     if always.all():
         said = [_of_constant(parts, f, int(first[f])) for f in range(len(parts.fields))]
@@ -61,9 +61,10 @@ def doubts(history: History, learning: Sequences, fields: LearnedFields, parts: 
             "all events have the same time, so silence and speed tell nothing, and sessions are split by their order "
             "alone: check the stream's `time`"
         )
-    always = _never_varies(learning.tokens[:, : len(parts.fields)])
+    columns = _of_fields(learning, parts)
+    always = _never_varies(columns)
     for f in np.flatnonzero(always[parts.shape.fields :]) + parts.shape.fields:
-        what = _of_constant(parts, int(f), int(learning.tokens[0, f]))
+        what = _of_constant(parts, int(f), int(columns[0, f]))
         said.append(f"{what}: any other value will be strange, so leave it out of numbers unless that is meant")
     for name, counts in fields.vocabulary.summary().items():
         several = counts.get("tokens", 0) + counts.get("rare", 0)
@@ -74,6 +75,16 @@ def doubts(history: History, learning: Sequences, fields: LearnedFields, parts: 
                 "things"
             )
     return said
+
+
+def _of_fields(learning: Sequences, parts: Parts) -> NDArray[np.int32]:
+    """(n, F + N) ids; of a number without bins whether it is missing, as its first known value, or another."""
+    if learning.values is None:
+        return learning.tokens[:, : len(parts.fields)]
+    values = learning.values
+    usual = values[np.argmax(~np.isnan(values), axis=0), np.arange(values.shape[1])]
+    numbers = np.where(np.isnan(values), MISSING, np.where(values == usual, LOW, LOW + 1)).astype(np.int32)
+    return np.hstack([learning.tokens[:, : parts.shape.fields], numbers])
 
 
 def _never_varies(columns: NDArray[np.int32]) -> NDArray[np.bool_]:

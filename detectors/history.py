@@ -18,6 +18,7 @@ from features.sessions import END_INPUT, Walk, log_gaps, number_sessions, walk_s
 from models.errors import UnsuitableDataError
 from models.scratch import IN_MEMORY, Scratch
 from models.sequences import Sequences
+from models.values import Values
 
 MIN_SESSIONS = 100
 # Where sessions are fewer, long ones are cut into pieces, each of which the model learns as a session of its own.
@@ -100,15 +101,23 @@ def find_sessions(arrived: list[Events], parts: Parts, longest: int = 2**31 - 1)
     return History(partitions, np.concatenate(first_ms) if first_ms else np.empty(0, np.int64))
 
 
-def sequences(history: History, chosen: Chosen, parts: Parts, scratch: Scratch = IN_MEMORY) -> Sequences:
-    """The chosen sessions, as the model takes them: partition by partition, in order of their first events."""
+def sequences(
+    history: History, chosen: Chosen, parts: Parts, scratch: Scratch = IN_MEMORY, values: Values | None = None
+) -> Sequences:
+    """The chosen sessions, as the model takes them: partition by partition, in order of their first events.
+
+    With the numbers in spreads, where `values` says which.
+    """
     found = [_chosen_steps(partition, chosen) for partition in history.partitions]
     events, sessions = sum(len(f.records) for f in found), [f.numbers for f in found]
     tokens = scratch.empty((events, parts.columns), np.int32)
     log_gap = scratch.empty((events,), np.float32)
+    scaled = None if values is None else scratch.empty((events, values.channels), np.float32)
     low = 0
     for partition, steps in zip(history.partitions, found, strict=True):
         part = slice(low, low + len(steps.records))
+        if values is not None and scaled is not None:
+            scaled[part] = values.in_spreads(partition.measures[steps.records])
         _fill(tokens[part], log_gap[part], partition, steps.records, parts)
         low = part.stop
     lengths = np.concatenate([f.lengths for f in found])
@@ -117,7 +126,7 @@ def sequences(history: History, chosen: Chosen, parts: Parts, scratch: Scratch =
         ends = partition.walk.of_ends
         seen_end[partition.session[ends[partition.walk.kind[ends] != END_INPUT]]] = True
     starts = np.concatenate([np.zeros(1, np.int64), np.cumsum(lengths)])
-    return Sequences(tokens, log_gap, starts, seen_end[np.concatenate(sessions)])
+    return Sequences(tokens, log_gap, starts, seen_end[np.concatenate(sessions)], scaled)
 
 
 class _Steps(NamedTuple):

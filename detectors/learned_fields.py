@@ -58,7 +58,7 @@ class LearnedFields:
         """Of each input, the ids for what is not known, or hardly, which training must put in."""
         # Where nothing is rare, `<rare>` never comes, and there is no need to learn from it.
         of_tokens = (OOV, RARE) if any(map(len, self.vocabulary.rare or ())) else (OOV,)
-        others = len(parts.number_fields) + len(self.seasonal)
+        others = len(self.numbers.sizes) + len(self.seasonal)
         return (of_tokens,) * parts.shape.fields + ((UNKNOWN,),) * others
 
 
@@ -129,7 +129,7 @@ def _vocabularies(
 
 def _bins(history: History, taught: Chosen, parts: Parts) -> NumberBins:
     """Bins of the numbers of the sessions to learn from."""
-    if not parts.number_fields:
+    if not parts.number_fields or parts.model.values:
         return NO_NUMBERS
     measures: list[NDArray[np.float32]] = []
     names: list[list[str | None] | None] = [None if by is None else [] for by in parts.measures.named_by]

@@ -30,6 +30,7 @@ from features.tokens import TokenEncoder, Vocabulary, stable_hash
 from features.windows import WindowRules
 from models.bundle import Bundle
 from models.errors import BundleError
+from models.forecast import ForecastRuntime
 from models.linear import LinearRuntime
 from models.runtime import Runtime, load_runtime, widened
 from models.spec import WINDOWED, ModelSpec, state_size
@@ -41,6 +42,7 @@ _SECOND, _SECOND_WEIGHTS = ("second.records", "second.sessions"), "second."
 NO_WINDOW = 0  # of a core whose weights are for any
 Model = Runtime | LinearRuntime | Ensemble
 USUAL_MODEL = ModelSpec("gru", 64, ())
+BINS, FORECAST = "bins", "forecast"  # what a model makes of numbers; bundles of before there was a choice say nothing
 CLASSES = "classes"  # of ids, in the softmax of large vocabularies; bundles of before there were any do not say it
 VOCABULARY_VERSION = 2  # the first had no version in its file, and no `<rare>`
 
@@ -182,6 +184,8 @@ class Parts:
             "counters": [*(numbers[column] for column in rules.counters), *rules.counter_names],
             "gaps": rules.gaps if (by := rules.gaps_named_by) is None else self.fields[by],
         }  # fmt: skip
+        if numbers and set(self.cores) != {"linear"}:
+            schema["model.numbers"] = FORECAST if self.model.values else BINS
         schema |= {} if self.second is None else {"second_stage": self.second}
         return schema | ({"context": self.model.window} if set(WINDOWED) & {*self.cores, self.second} else {})
 
@@ -208,7 +212,7 @@ class Parts:
     def columns(self) -> int:
         """F + I: how many ids `ids` gives of an event."""
         seasonal = () if self.learned is None else self.learned.seasonal
-        return len(self.fields) + len(seasonal)
+        return len(self.fields) - self.model.values + len(seasonal)
 
     @cached_property
     def _number_encoder(self) -> NumberEncoder:
@@ -220,8 +224,11 @@ class Parts:
         return {stable_hash(name): name for column in names or () for name in column or ()}
 
     def ids(self, events: Events, measures: NDArray[np.float32]) -> NDArray[np.int32]:
-        """(n, F + I) what the model is given of n events and their (n, N) measures: ids of fields, then of seasons."""
-        numbers = self._number_encoder.ids(measures.astype(np.float64), self.measures.names(events))
+        """(n, F + I) what the model is given of n events and their (n, N) measures: ids of fields, then of seasons.
+
+        Numbers that are forecast have none.
+        """
+        numbers = self._numbers(measures, self.measures.names(events))
         return self._beside(self.encoder.ids(events.tokens, len(events)), numbers, events.time_ms)
 
     def tails(self, events: Events, measures: NDArray[np.float32], ids: NDArray[np.int32]) -> NDArray[np.float32]:
@@ -235,7 +242,7 @@ class Parts:
         return self._tails(measures, ids, self._names_of(hashes))
 
     def _tails(self, measures: NDArray[np.float32], ids: NDArray[np.int32], names: Names | None) -> NDArray[np.float32]:
-        if self.cores == ("linear",):  # it has no bins
+        if self.cores == ("linear",) or self.model.values:  # there are no bins
             return np.zeros(measures.shape, np.float32)
         mine = np.ascontiguousarray(ids[:, self.shape.fields : len(self.fields)])
         return self._number_encoder.tails(measures.astype(np.float64), mine, names)
@@ -244,7 +251,7 @@ class Parts:
         self, hashes: NDArray[np.uint64], measures: NDArray[np.float32], time_ms: NDArray[np.int64]
     ) -> NDArray[np.int32]:
         """The same of (k, F) hashes, (k, N) measures and (k,) times that a row has kept."""
-        numbers = self._number_encoder.ids(measures.astype(np.float64), self._names_of(hashes))
+        numbers = self._numbers(measures, self._names_of(hashes))
         return self._beside(self.encoder.ids_of_hashes(hashes), numbers, time_ms)
 
     def among(self, events: Events, ids: NDArray[np.int32]) -> NDArray[np.int32]:
@@ -260,7 +267,15 @@ class Parts:
         """The same of (k, F) hashes that a row has kept."""
         return self._among(ids, self._names_of(hashes))
 
+    def _numbers(self, measures: NDArray[np.float32], names: Names | None) -> NDArray[np.int32]:
+        """Ids of their bins."""
+        if self.model.values:
+            return np.empty((len(measures), 0), np.int32)
+        return self._number_encoder.ids(measures.astype(np.float64), names)
+
     def _among(self, ids: NDArray[np.int32], names: Names | None) -> NDArray[np.int32]:
+        if self.model.values:
+            return np.empty((len(ids), 0, 2), np.int32)
         numbers = ids[:, self.shape.fields : len(self.fields)]
         first = numbers.shape[1] - self.measures.parameters - self.measures.gaps
         among = np.ascontiguousarray(self._number_encoder.among(numbers, names)[:, first:])
@@ -348,7 +363,8 @@ def unpack(bundle: Bundle, parts: Parts, runtime: str = "auto", device: str = "c
         The bundle was trained for other fields or another hidden size, or a file does not hold what it should.
     """
     wanted = parts.schema
-    before = {"core": "gru", "numbers": [], "counters": [], "gaps": False}  # as before there were any
+    # As before there were any.
+    before = {"core": "gru", "numbers": [], "counters": [], "gaps": False, "model.numbers": BINS}
     schema: dict[str, Any] = before | bundle.content.get("schema", {})
     differs = [part for part, value in wanted.items() if schema.get(part) != value]
     if differs:
@@ -392,6 +408,7 @@ def learned_of(bundle: Bundle, runtime: str = "auto", device: str = "cpu") -> Le
     spec = ModelSpec(
         cores[0] if cores else schema["core"], schema["hidden"], sizes, inputs, schema.get("context", NO_WINDOW),
         flat=schema.get("softmax") != CLASSES,
+        values=len(schema["numbers"]) if schema.get("model.numbers") == FORECAST else 0,
     )  # fmt: skip
     second, fields = None, len(vocabulary.sizes)
     if again is not None:
@@ -424,7 +441,9 @@ def make_runtime(
         The weights do not fit the model.
     """
     if spec.core == "linear":
-        return LinearRuntime(weights, fields, len(spec.sizes) - fields)
+        return LinearRuntime(weights, fields, _number_count(spec, fields))
+    if spec.values:
+        return ForecastRuntime(spec, weights, runtime, device)
     return load_runtime(spec, weights, runtime, device)
 
 
@@ -434,15 +453,20 @@ def make_ensemble(
     """Members as one, from what serves each and the calibrations of their own records."""
     members = []
     for spec, runtime, own in zip(specs, runtimes, records, strict=True):
-        reads = len(spec.sizes) - fields if spec.core == "linear" else spec.hidden
+        reads = _number_count(spec, fields) if spec.core == "linear" else spec.hidden + spec.values
         members.append(Member(runtime, own, row_width(spec, fields), reads))
     return Ensemble(members)
 
 
 def row_width(spec: ModelSpec, fields: int) -> int:
     """How many numbers a row keeps of a model; `fields` of its sizes are tokens."""
-    columns = len(spec.sizes) - fields if spec.core == "linear" else spec.columns
-    return state_size(spec.core, spec.hidden, spec.window, columns)
+    if spec.core == "linear":
+        return state_size(spec.core, spec.hidden, spec.window, _number_count(spec, fields))
+    return spec.state_numbers
+
+
+def _number_count(spec: ModelSpec, fields: int) -> int:
+    return spec.values or len(spec.sizes) - fields
 
 
 def joined(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -47,4 +49,4 @@ def delay_some(
 def delayed(sequence: Sequence, fields: int, generator: np.random.Generator, share: float) -> Sequence:
     """The same of a session; each place keeps its time gap."""
     tokens = delay_some(sequence.tokens, fields, generator, share)
-    return Sequence(tokens, sequence.log_gap, sequence.ended)
+    return replace(sequence, tokens=tokens)

@@ -101,8 +101,8 @@ class Autoregression:
                 "give a longer time span, or check session.gap"
             )
             raise UnsuitableDataError(message)
-        mean, spread = _moments(sessions)
-        held = [_held((s - mean) / spread) for s in map(_finite, sessions)]
+        mean, spread = moments(sessions)
+        held = [_held((s - mean) / spread) for s in map(finite, sessions)]
         coefficients = np.stack([_ridge([(s[:, c], h[:, c]) for s, h in held], lags) for c in range(len(mean))])
         model = cls(mean, spread, coefficients, np.zeros(len(mean)), span)
         return cls(mean, spread, coefficients, model._usual(sessions), span)
@@ -213,9 +213,9 @@ class Autoregression:
         return total / np.maximum(count, 1.0)
 
 
-def _moments(sessions: Sequence[NDArray[np.floating]]) -> tuple[F64, F64]:
+def moments(sessions: Sequence[NDArray[np.floating]]) -> tuple[F64, F64]:
     """(C,) mean and standard deviation of the values there are, in two passes; a channel without any has 0 and 1."""
-    known = [_finite(s) for s in sessions]
+    known = [finite(s) for s in sessions]
     count = np.maximum(sum((~np.isnan(s)).sum(0) for s in known), 1)
     mean = np.asarray(sum(np.nansum(s, 0) for s in known) / count)
     spread = np.sqrt(np.asarray(sum(np.nansum((s - mean) ** 2, 0) for s in known) / count))
@@ -225,7 +225,7 @@ def _moments(sessions: Sequence[NDArray[np.floating]]) -> tuple[F64, F64]:
     return mean, np.where(never, 1.0, np.maximum(spread, least))
 
 
-def _finite(session: NDArray[np.floating]) -> F64:
+def finite(session: NDArray[np.floating]) -> F64:
     """The values in float64, of which squares are finite; infinite ones are missing."""
     values = session.astype(np.float64)
     return np.where(np.isfinite(values), np.clip(values, -_LARGEST, _LARGEST), np.nan)

@@ -23,10 +23,11 @@ class GruModel(SequenceModel):
         self.core = nn.GRU(self.input_size, spec.hidden, batch_first=True)
 
     def forward(
-        self, tokens: Tensor, log_gap: Tensor, state: Tensor, lengths: Tensor | None = None
-    ) -> tuple[Tensor, Tensor]:
+        self, tokens: Tensor, log_gap: Tensor, state: Tensor, lengths: Tensor | None = None,
+        values: Tensor | None = None,
+    ) -> tuple[Tensor, Tensor]:  # fmt: skip
         """As `SequenceModel.forward` says."""
-        x = self.embed(tokens, log_gap)
+        x = self.embed(tokens, log_gap, values)
         before = state.unsqueeze(0).contiguous()
         if lengths is None:
             outputs, _ = self.core(x, before)

@@ -100,9 +100,9 @@ def _surprise_in_class(logits, h, head, head_bias, size, low, high, at, width, s
 
 @njit(cache=True, fastmath=_FAST, error_model="numpy")
 def score_and_step(
-    kind, row, record, first, tokens, among, log_gap, hidden, start,
-    table, table_offset, gap_weight, bias, recurrent, recurrent_bias, head, head_bias, head_offset, classed,
-    surprise, states, end_surprise,
+    kind, row, record, first, tokens, among, log_gap, values, hidden, start,
+    table, table_offset, gap_weight, value_weight, bias, recurrent, recurrent_bias, head, head_bias, head_offset,
+    classed, surprise, states, end_surprise,
 ):  # fmt: skip
     """Run m operations on S rows: score each event under the state before it, then step.
 
@@ -117,10 +117,12 @@ def score_and_step(
     among
         (n, G, 2) int32, of the last G fields: what comes is known to be one of the ids from the first number to before
         the second, so surprise is that of the id given this; less its mean, the entropy of what is predicted.
+    values
+        (n, D) float32: what else is given of each event, as it is.
     hidden
         (S, H or more) float32, advanced in place; the caller owns it.
-    table, table_offset, gap_weight, bias
-        Input part of the gates: (sum V, 3H) rows by token, (F + I,) where each field's begin, (3H,) and (3H,).
+    table, table_offset, gap_weight, value_weight, bias
+        Input part of the gates: (sum V, 3H) rows by token, (F + I,) where each field's begin, (3H,), (D, 3H) and (3H,).
     recurrent, recurrent_bias
         (H, 3H) transposed; (H,) for the candidate, inside the reset gate.
     head, head_bias, head_offset
@@ -136,8 +138,8 @@ def score_and_step(
     fields, inputs = len(head_offset) - 1, tokens.shape[1]
     free = fields - among.shape[1]
     width = head_offset[fields]
-    end_width = head_offset[1]
-    gates = np.empty(3 * size, f4)
+    end_width = head_offset[1] if fields > 0 else 0
+    gates, told = np.empty(3 * size, f4), np.zeros(3 * size, f4)
     h = np.empty(size, f4)
     logits = np.empty(head.shape[1], f4)
     for o in range(len(kind)):
@@ -145,6 +147,8 @@ def score_and_step(
         if kind[o] != STEP and kind[o] != LATE:
             for j in range(size):
                 states[o, j] = hidden[s, j]
+            if fields == 0:
+                continue
             for j in range(end_width):
                 logits[j] = head_bias[j]
             _add_product(logits, hidden[s], head, size, 0, end_width)
@@ -190,9 +194,16 @@ def score_and_step(
             t = table_offset[f] + tokens[i, f]
             for j in range(2 * size):
                 gates[j] += table[t, j]
+        if values.shape[1] > 0:
+            told[:] = f4(0.0)
+            for k in range(values.shape[1]):
+                for j in range(3 * size):
+                    told[j] += values[i, k] * value_weight[k, j]
+            for j in range(2 * size):
+                gates[j] += told[j]
         _add_product(gates, h, recurrent, size, 0, 3 * size)
         for j in range(size):
-            candidate = bias[2 * size + j] + gap * gap_weight[2 * size + j]
+            candidate = bias[2 * size + j] + gap * gap_weight[2 * size + j] + told[2 * size + j]
             for f in range(inputs):
                 candidate += table[table_offset[f] + tokens[i, f], 2 * size + j]
             r = _sigmoid(gates[j])

@@ -28,10 +28,11 @@ class LstmModel(SequenceModel):
             self.core.get_parameter("bias_ih_l0")[spec.hidden : 2 * spec.hidden] += 1
 
     def forward(
-        self, tokens: Tensor, log_gap: Tensor, state: Tensor, lengths: Tensor | None = None
-    ) -> tuple[Tensor, Tensor]:
+        self, tokens: Tensor, log_gap: Tensor, state: Tensor, lengths: Tensor | None = None,
+        values: Tensor | None = None,
+    ) -> tuple[Tensor, Tensor]:  # fmt: skip
         """As `SequenceModel.forward` says."""
-        x = self.dropout(self.embed(tokens, log_gap))
+        x = self.dropout(self.embed(tokens, log_gap, values))
         h, c = (part.unsqueeze(0).contiguous() for part in state.chunk(2, dim=1))
         if lengths is None:
             outputs, after = self.core(x, (h, c))

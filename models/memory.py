@@ -49,7 +49,7 @@ def estimate(spec: ModelSpec, options: TrainingOptions, sequences: Sequences) ->
         longest = int(sequences.lengths[numbers[-1]]) + 1
         most_events = max(most_events, len(numbers) * longest)
         most_computed = max(most_computed, len(numbers) * min(longest, options.chunk))
-    given = most_events * (8 * (spec.columns + len(spec.sizes)) + 4)
+    given = most_events * (8 * (spec.columns + len(spec.sizes)) + 4 + 4 * 4 * spec.values)
     layers = _LAYERS * (model.input_size + spec.hidden) + sum(map(partial(_of_field, spec), range(len(spec.sizes))))
     return Estimate(4 * weights * _COPIES, given + 4 * most_computed * layers)
 

@@ -31,10 +31,17 @@ def store_weights(
     if kind == "float32":
         return dict(weights), {}
     stored = to_float16(weights)
-    before, after = (
-        loss_of_served(load_runtime(spec, widened(given)), spec, validation) for given in (weights, stored)
-    )
+    before, after = (_loss(widened(given), spec, validation) for given in (weights, stored))
     return stored, {"float16_loss_change": after - before}
+
+
+def _loss(weights: Mapping[str, NDArray[np.float32]], spec: ModelSpec, validation: Sequences) -> float:
+    """As served; where numbers are forecast, their errors too, which serving gathers over many records."""
+    if not spec.values:
+        return loss_of_served(load_runtime(spec, weights), spec, validation)
+    from models.training import mean_loss  # a worker maps libtorch only where it must
+
+    return mean_loss(weights, spec, validation)
 
 
 def to_float16(weights: Mapping[str, NDArray[np.float32]]) -> dict[str, NDArray[np.float16]]:

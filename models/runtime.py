@@ -51,7 +51,8 @@ class Runtime(Protocol):
         """Score each event before learning it; shapes as in `models.kernels.score_and_step`. `hidden` is untouched.
 
         `hidden` may be wider than the model's state; what lies beyond stays as it is. `numbers` are the (n, N) values
-        themselves, for what reads them by no ids, `tails` (n, N) nats that come on top of the surprise of their ids.
+        themselves, for what reads them by no ids (a core that forecasts, what `models.values.told` says of them),
+        `tails` (n, N) nats that come on top of the surprise of their ids.
         """
 
     def log_probabilities(self, states: F32) -> list[F32]:
@@ -79,7 +80,7 @@ def load_runtime(spec: ModelSpec, weights: Mapping[str, F32], runtime: str = "au
     has_kernel = spec.core in KERNELS and spec.hidden % 8 == 0
     if runtime == "kernel" or (runtime == "auto" and has_kernel and device != "cuda"):
         assert has_kernel, "the config's rules let nobody ask for a kernel that there is not"
-        return GruKernel(weights, spec.sizes, spec.inputs, flat=spec.flat)
+        return GruKernel(weights, spec.sizes, spec.inputs, flat=spec.flat, values=spec.values)
     from models.torch_runtime import TorchRuntime, choose_device  # a worker maps libtorch only where it must
 
     return TorchRuntime(spec, weights, choose_device(device))
@@ -107,6 +108,8 @@ class GruKernel:
         Vocabulary size of each of F fields, and of further inputs that are not predicted.
     flat
         As `ModelSpec` has it.
+    values
+        C, of which `score_and_step` is given (n, 2C) as `numbers`.
 
     Raises
     ------
@@ -115,8 +118,9 @@ class GruKernel:
     """
 
     def __init__(
-        self, weights: Mapping[str, F32], sizes: tuple[int, ...], inputs: tuple[int, ...] = (), *, flat: bool = False
-    ) -> None:
+        self, weights: Mapping[str, F32], sizes: tuple[int, ...], inputs: tuple[int, ...] = (), *, flat: bool = False,
+        values: int = 0,
+    ) -> None:  # fmt: skip
         read = (*sizes, *inputs)
         try:
             self.start = np.ascontiguousarray(weights["start"], np.float32)
@@ -130,19 +134,24 @@ class GruKernel:
         self.name = "kernel"
         self.size = size = len(self.start)
         self.sizes = sizes
-        spec = ModelSpec("gru", size, sizes, inputs, flat=flat)
-        expected = {recurrent.shape: (3 * size, size), head.shape: (sum(spec.head_widths), size)}
+        spec = ModelSpec("gru", size, sizes, inputs, flat=flat, values=values)
+        width = embeddings[0].shape[1] if embeddings else 0
+        expected = {
+            recurrent.shape: (3 * size, size), head.shape: (sum(spec.head_widths), size),
+            input_weight.shape: (3 * size, width * len(read) + 1 + 2 * values),
+        }  # fmt: skip
         if any(have != want for have, want in expected.items()) or [len(e) for e in embeddings] != list(read):
             message = "the bundle's weights do not fit its vocabulary; train it again"
             raise BundleError(message)
         if not all(np.isfinite(w).all() for w in weights.values()):
             message = "the bundle holds weights that are not finite; train it again"
             raise BundleError(message)
-        width = embeddings[0].shape[1]
         blocks = [np.ascontiguousarray(input_weight[:, f * width : (f + 1) * width]) for f in range(len(read))]
-        self._table = np.concatenate([input_table(e, w) for e, w in zip(embeddings, blocks, strict=True)])
+        rows = [input_table(e, w) for e, w in zip(embeddings, blocks, strict=True)]
+        self._table = np.concatenate([np.empty((0, 3 * size), np.float32), *rows])
         self._table_offset = np.cumsum([0, *read[:-1]], dtype=np.int64)
-        self._gap_weight = np.ascontiguousarray(input_weight[:, -1], np.float32)
+        self._gap_weight = np.ascontiguousarray(input_weight[:, width * len(read)], np.float32)
+        self._value_weight = np.ascontiguousarray(input_weight[:, width * len(read) + 1 :].T, np.float32)
         self._bias = np.ascontiguousarray(input_bias, np.float32).copy()
         self._bias[: 2 * size] += recurrent_bias[: 2 * size]
         self._recurrent = np.ascontiguousarray(recurrent.T, np.float32)
@@ -163,11 +172,14 @@ class GruKernel:
             np.empty((len(tokens), len(self.sizes)), np.float32), np.empty((len(kind), self.size), np.float32),
             np.zeros(len(kind), np.float32), np.array(hidden, np.float32, order="C"),
         )  # fmt: skip
+        told = np.empty((len(tokens), 0), np.float32)
+        if numbers is not None and len(self._value_weight):
+            told = numbers
         score_and_step(
-            kind, row, record, first, tokens, among, log_gap, scores.hidden, self.start,
-            self._table, self._table_offset, self._gap_weight, self._bias, self._recurrent, self._recurrent_bias,
-            self._head, self._head_bias, self._head_offset, self._classed, scores.surprise, scores.states,
-            scores.end_surprise,
+            kind, row, record, first, tokens, among, log_gap, told, scores.hidden, self.start,
+            self._table, self._table_offset, self._gap_weight, self._value_weight, self._bias,
+            self._recurrent, self._recurrent_bias, self._head, self._head_bias, self._head_offset, self._classed,
+            scores.surprise, scores.states, scores.end_surprise,
         )  # fmt: skip
         add_tails(scores, tails)
         return scores
@@ -188,10 +200,11 @@ def _columns(spec: ModelSpec) -> tuple[NDArray[np.int64], NDArray[np.int64], NDA
     What is computed of every event stands first: symbols of fields without classes, and classes. The symbols of fields
     with classes follow, of which each event needs one class.
     """
-    classes = np.subtract(spec.head_widths, spec.symbols)
-    always = np.where(classes > 0, classes, spec.symbols)  # of each field's columns, so many come first
-    offset, begins = np.append(0, np.cumsum(always)), np.cumsum(spec.head_widths) - spec.head_widths
-    order = [np.arange(begin, begin + n) for begin, n in zip(begins, always, strict=True)]
+    widths, symbols = np.array(spec.head_widths, np.int64), np.array(spec.symbols, np.int64)
+    classes = widths - symbols
+    always = np.where(classes > 0, classes, symbols)  # of each field's columns, so many come first
+    offset, begins = np.append(0, np.cumsum(always)), np.cumsum(widths) - widths
+    order = [np.empty(0, np.int64), *(np.arange(low, low + n) for low, n in zip(begins, always, strict=True))]
     classed, at = np.zeros((len(spec.sizes), 3), np.int64), int(offset[-1])
     for f in np.flatnonzero(classes).tolist():
         classed[f] = spec.class_widths[f], at, at + spec.symbols[f]

@@ -11,16 +11,22 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from models.values import held, told
+
 IGNORED = -100  # torch's mark for a target that counts nothing
 
 
 @dataclass(frozen=True)
 class Sequence:
-    """One session: (T, F + I) int32 tokens, (T,) float32 log gaps, and whether its end was seen."""
+    """One session: (T, F + I) int32 tokens, (T,) float32 log gaps, whether its end was seen, and perhaps values.
+
+    `values` are (T, C) float32 in spreads, NaN where missing.
+    """
 
     tokens: NDArray[np.int32]
     log_gap: NDArray[np.float32]
     ended: bool
+    values: NDArray[np.float32] | None = None
 
 
 @dataclass(frozen=True)
@@ -37,12 +43,15 @@ class Sequences:
         (S + 1,) int64: where each session begins, and N.
     ended
         (S,) bool: whether the session's end was seen.
+    values
+        (N, C) float32 in spreads, NaN where missing; None where no numbers are forecast.
     """
 
     tokens: NDArray[np.int32]
     log_gap: NDArray[np.float32]
     starts: NDArray[np.int64]
     ended: NDArray[np.bool_]
+    values: NDArray[np.float32] | None = None
 
     @classmethod
     def of(cls, sequences: Iterable[Sequence]) -> Sequences:
@@ -55,6 +64,7 @@ class Sequences:
         return cls(
             np.concatenate([s.tokens for s in given]), np.concatenate([s.log_gap for s in given]),
             np.cumsum([0, *(len(s.log_gap) for s in given)], dtype=np.int64), np.array([s.ended for s in given]),
+            None if given[0].values is None else np.concatenate([s.values for s in given if s.values is not None]),
         )  # fmt: skip
 
     def __len__(self) -> int:
@@ -62,7 +72,8 @@ class Sequences:
 
     def __getitem__(self, number: int) -> Sequence:
         part = slice(int(self.starts[number]), int(self.starts[number + 1]))
-        return Sequence(self.tokens[part], self.log_gap[part], bool(self.ended[number]))
+        values = None if self.values is None else self.values[part]
+        return Sequence(self.tokens[part], self.log_gap[part], bool(self.ended[number]), values)
 
     def __iter__(self) -> Iterator[Sequence]:
         return map(self.__getitem__, range(len(self)))
@@ -99,9 +110,44 @@ def pad(batch: list[Sequence], sizes: tuple[int, ...]) -> Batch:
         tokens[b, :n] = sequence.tokens
         log_gap[b, :n] = sequence.log_gap
         targets[b, :n] = sequence.tokens[:, : len(sizes)]
-        if sequence.ended:
+        if sequence.ended and sizes:
             targets[b, n, 0] = sizes[0]
     return Batch(torch.from_numpy(tokens), torch.from_numpy(log_gap), torch.from_numpy(targets))
+
+
+class Numbers(NamedTuple):
+    """The values of such a batch; in padding all of them are missing.
+
+    Attributes
+    ----------
+    told
+        (B, T + 1, 2C) float32 what the model is given of each event.
+    last, came
+        (B, T + 1, C) float32 in spreads: what was known before each event, and what came; NaN where nothing.
+    real
+        (B, T + 1) bool: whether there is an event.
+    """
+
+    told: Tensor
+    last: Tensor
+    came: Tensor
+    real: Tensor
+
+
+def pad_values(batch: list[Sequence]) -> Numbers | None:
+    """Put the values of sessions side by side, as `pad` does the rest; None where there are none."""
+    given = [s.values for s in batch if s.values is not None]
+    if not given:
+        return None
+    longest, channels = max(map(len, given)) + 1, given[0].shape[1]
+    of_model = np.zeros((len(given), longest, 2 * channels), np.float32)
+    last, came = np.full((2, len(given), longest, channels), np.nan, np.float32)
+    real = np.zeros((len(given), longest), np.bool_)
+    for b, values in enumerate(given):
+        n, known = len(values), held(values)
+        of_model[b, :n], came[b, :n], real[b, :n] = told(values, known), values, True
+        last[b, 1 : n + 1] = known
+    return Numbers(*map(torch.from_numpy, (of_model, last, came, real)))
 
 
 def batches(

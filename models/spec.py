@@ -32,6 +32,8 @@ class ModelSpec:
         The events that a core without memory of its own can look back on.
     flat
         No field's softmax has classes, however many its ids: as in bundles of before there were any.
+    values
+        C, numbers that are given as they are, and forecast; they are no fields. 0 where numbers are ids of bins.
     """
 
     core: str
@@ -40,6 +42,7 @@ class ModelSpec:
     inputs: tuple[int, ...] = ()
     window: int = 32
     flat: bool = False
+    values: int = 0
 
     @property
     def columns(self) -> int:
@@ -49,7 +52,7 @@ class ModelSpec:
     @property
     def symbols(self) -> tuple[int, ...]:
         """What each field's softmax tells apart: its ids, and in the first the end of the session too."""
-        return (self.sizes[0] + 1, *self.sizes[1:])
+        return (self.sizes[0] + 1, *self.sizes[1:]) if self.sizes else ()
 
     @property
     def class_widths(self) -> tuple[int, ...]:
@@ -62,13 +65,23 @@ class ModelSpec:
         widths = zip(self.symbols, self.class_widths, strict=True)
         return tuple(n + (-(-n // width) if width else 0) for n, width in widths)
 
+    @property
+    def core_state(self) -> int:
+        """Numbers of a session's row that are the core's; those of the forecasts stand behind them."""
+        return state_size(self.core, self.hidden, self.window, self.columns + 2 * self.values)
+
+    @property
+    def state_numbers(self) -> int:
+        """S, all the numbers of a session's row; of each value its last and its mean squared residual."""
+        return self.core_state + 2 * self.values
+
     def to_json(self) -> dict[str, Any]:
         """For a manifest."""
         return asdict(self)
 
 
 def state_size(core: str, hidden: int, window: int, columns: int) -> int:
-    """S, the float32 numbers that a session's row keeps of a model with `columns` ids an event.
+    """S, the float32 numbers that a session's row keeps of a core with `columns` ids and numbers an event.
 
     The first H are what the heads read, whichever the core; the rest is the core's own.
     """

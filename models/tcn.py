@@ -32,10 +32,11 @@ class TcnModel(SequenceModel):
         self.norm = nn.LayerNorm(spec.hidden)
 
     def forward(
-        self, tokens: Tensor, log_gap: Tensor, state: Tensor, lengths: Tensor | None = None
-    ) -> tuple[Tensor, Tensor]:
+        self, tokens: Tensor, log_gap: Tensor, state: Tensor, lengths: Tensor | None = None,
+        values: Tensor | None = None,
+    ) -> tuple[Tensor, Tensor]:  # fmt: skip
         """As `SequenceModel.forward` says."""
-        x = self.enter(self.embed(tokens, log_gap))
+        x = self.enter(self.embed(tokens, log_gap, values))
         hidden, kept = self.spec.hidden, []
         past = state[:, hidden:].view(len(state), -1, hidden)  # the inputs kept by all blocks, one after the other
         for block, far in zip(self.blocks, self.reach, strict=True):

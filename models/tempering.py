@@ -9,7 +9,7 @@ import torch
 from numpy.typing import NDArray
 
 from models.family import SequenceModel, make_model
-from models.sequences import IGNORED, Sequences, batches, pad
+from models.sequences import IGNORED, Sequences, batches, pad, pad_values
 from models.spec import ModelSpec
 from models.temperature import HeadCheck, blocks_of, check_head, fold
 
@@ -31,6 +31,8 @@ def temper(
     mends
         Fold the temperatures into the heads; else only look.
     """
+    if not fields:
+        return dict(weights), []
     model = make_model(spec)
     model.load_weights(weights)
     model.eval()
@@ -55,11 +57,13 @@ def _met(model: SequenceModel, sessions: Sequences) -> tuple[F32, NDArray[np.int
     states, targets, seen = [], [], 0
     with torch.no_grad():
         for numbers in batches(sessions.lengths, np.arange(len(sessions)), _BATCH_TOKENS, None):
-            tokens, log_gap, came = pad([sessions[n] for n in numbers.tolist()], model.spec.sizes)
+            given = [sessions[n] for n in numbers.tolist()]
+            (tokens, log_gap, came), values = pad(given, model.spec.sizes), pad_values(given)
             state = model.start_state(len(tokens))
             for low in range(0, tokens.shape[1], _CHUNK):
                 part = slice(low, low + _CHUNK)
-                after, next_state = model(tokens[:, part], log_gap[:, part], state)
+                told = None if values is None else values.told[:, part]
+                after, next_state = model(tokens[:, part], log_gap[:, part], state, values=told)
                 before = torch.cat([state[:, None, : model.spec.hidden], after[:, :-1]], dim=1)
                 real = (came[:, part] != IGNORED).any(-1)
                 states.append(before[real].numpy())

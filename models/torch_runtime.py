@@ -130,15 +130,16 @@ class TorchRuntime:
         is_event = (kind == STEP) | (kind == LATE)
         events, ends = np.flatnonzero(is_event), np.flatnonzero(~is_event)
         with torch.inference_mode(), _full_precision():
-            known, after = self._forward(runs, tokens, log_gap, hidden)
+            known, after = self._forward(runs, tokens, log_gap, hidden, numbers if self._model.spec.values else None)
             states = known[self._send(runs.before)]
             surprise = torch.empty(len(tokens), len(self._model.spec.sizes), device=self._device)
             end_surprise = torch.zeros(len(kind), device=self._device)
-            for part in self._parts_of(events):
+            has_fields = len(self._model.spec.sizes) > 0
+            for part in self._parts_of(events) if has_fields else ():
                 ids, under = record[part], states[self._send(part)]
                 of_part = self._surprise(under, self._send(tokens[ids]), self._send(among[ids]))
                 surprise[self._send(ids)] = of_part
-            for part in self._parts_of(ends):
+            for part in self._parts_of(ends) if has_fields else ():
                 at = self._send(part)
                 end_surprise[at] = -self._model.log_probabilities(states[at])[0][:, -1]
             found = self._fetch(surprise, states, end_surprise)
@@ -152,7 +153,7 @@ class TorchRuntime:
             return self._fetch(*self._model.log_probabilities(self._send(states)))
 
     def _forward(
-        self, runs: Runs, tokens: NDArray[np.int32], log_gap: F32, hidden: F32
+        self, runs: Runs, tokens: NDArray[np.int32], log_gap: F32, hidden: F32, values: F32 | None
     ) -> tuple[Tensor, NDArray[np.float32]]:
         """What heads read, (1 + G + k, H) as `Runs.before` counts it; and the rows after, as wide as they were."""
         spec, width = self._model.spec, self._model.state_size
@@ -172,8 +173,9 @@ class TorchRuntime:
                 is_real = place < real[:, None]
                 at = np.where(is_real, begin[: len(real), None] + low + place, begin[: len(real), None])
                 ids, gaps = tokens[runs.records[at]].astype(np.int64), log_gap[runs.records[at]]
+                told = None if values is None else self._send(values[runs.records[at]])
                 outputs, next_state = self._model(
-                    self._send(ids), self._send(gaps), state[: len(real)], torch.from_numpy(real)
+                    self._send(ids), self._send(gaps), state[: len(real)], torch.from_numpy(real), told
                 )
                 places = self._send(1 + len(begun) + at[is_real])
                 known[places] = outputs.flatten(0, 1)[self._send(np.flatnonzero(is_real))]

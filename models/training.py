@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any, NamedTuple
 
@@ -13,11 +13,12 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from models.augmentation import delayed
+from models.autoregression import CAP
 from models.errors import UnsuitableDataError
 from models.family import SequenceModel, make_model
 from models.learning_rate import LearningRate
 from models.sampling import draw_by_square_root, kinds, without_the_strangest
-from models.sequences import IGNORED, Batch, Sequence, Sequences, batches, pad
+from models.sequences import IGNORED, Batch, Numbers, Sequence, Sequences, batches, pad, pad_values
 from models.spec import ModelSpec
 from models.training_state import TrainingState, beginning, check_resumable
 
@@ -39,6 +40,7 @@ class TrainingOptions:
     warm_up: int = 20  # steps until the learning rate is reached
     unknown: tuple[tuple[int, ...], ...] = ()  # of each input, ids for what is not known, or hardly; absent: <oov>
     unknown_rate: float = 0.01  # inputs replaced by each of these: embeddings are trained, and states survive them
+    missing_rate: float = 0.3  # values that a forecast must do without, so that it leans on no number too much
     contamination: float = 0.0  # share of the sessions that are taken for bad, and learned nothing from
     trim_after: int = 3  # epochs that tell what is usual, before the strangest are left out
     by_square_root: bool = False  # of c sessions with the same tokens, an epoch draws the square root of c
@@ -206,7 +208,7 @@ class _Training:
         for numbers in batches(lengths, drawn, options.batch_of(self._sequences), self._random):
             given = [self._varied(self._sequences[n], self._random) for n in numbers.tolist()]
             batch = pad(given, self._model.spec.sizes)
-            losses = _losses(self._model, batch, options, self._random, step, kept[numbers])
+            losses = _losses(self._model, batch, pad_values(given), options, self._random, step, kept[numbers])
             self._worst[numbers] = losses.worst
             total += float(losses.total[kept[numbers]].sum())
             counted += int(lengths[numbers[kept[numbers]]].sum())
@@ -216,13 +218,7 @@ class _Training:
 
     def _validate(self) -> float:
         """Nats per event held back; the strangest sessions are left out, so that nobody stops later to fit them."""
-        lengths = self._validation.lengths
-        self._model.eval()
-        total, worst = np.zeros((2, len(lengths)))
-        with torch.no_grad():
-            for numbers in batches(lengths, np.arange(len(lengths)), self._options.batch_tokens, None):
-                batch = pad([self._validation[n] for n in numbers.tolist()], self._model.spec.sizes)
-                total[numbers], worst[numbers] = _losses(self._model, batch, self._options)
+        lengths, (total, worst) = self._validation.lengths, _losses_of(self._model, self._validation, self._options)
         kept = without_the_strangest(worst, self._options.contamination)
         return float(total[kept].sum() / lengths[kept].sum())
 
@@ -313,13 +309,34 @@ class _Losses(NamedTuple):
     worst: NDArray[np.float64]
 
 
+def mean_loss(weights: Mapping[str, NDArray[np.float32]], spec: ModelSpec, sessions: Sequences) -> float:
+    """What trained weights lose for each event: nats of its tokens, and spreads by which its numbers are off."""
+    model = make_model(spec)
+    model.load_weights(weights)
+    return float(_losses_of(model, sessions, TrainingOptions()).total.sum() / sessions.lengths.sum())
+
+
+def _losses_of(model: SequenceModel, sessions: Sequences, options: TrainingOptions) -> _Losses:
+    """Losses of (S,) sessions; nothing is learned."""
+    model.eval()
+    lengths = sessions.lengths
+    total, worst = np.zeros((2, len(lengths)))
+    with torch.no_grad():
+        for numbers in batches(lengths, np.arange(len(lengths)), options.batch_tokens, None):
+            given = [sessions[n] for n in numbers.tolist()]
+            found = _losses(model, pad(given, model.spec.sizes), pad_values(given), options)
+            total[numbers], worst[numbers] = found
+    return _Losses(total, worst)
+
+
 def _losses(
-    model: SequenceModel, batch: Batch, options: TrainingOptions, random: np.random.Generator | None = None,
-    step: _Step | None = None, kept: NDArray[np.bool_] | None = None,
+    model: SequenceModel, batch: Batch, numbers: Numbers | None, options: TrainingOptions,
+    random: np.random.Generator | None = None, step: _Step | None = None, kept: NDArray[np.bool_] | None = None,
 ) -> _Losses:  # fmt: skip
     """Losses of sessions, their state carried from chunk to chunk; learns where there is a step.
 
-    What is not kept is scored and adds nothing to a gradient.
+    An event's loss is the nats of its tokens, and the spreads by which forecasts of its numbers are off: the absolute
+    error, so that a forecast is a median. What is not kept is scored and adds nothing to a gradient.
     """
     tokens, log_gap, targets = batch
     found = _Losses(np.zeros(len(tokens)), np.full(len(tokens), -np.inf))
@@ -328,17 +345,34 @@ def _losses(
     for low in range(0, tokens.shape[1], options.chunk):
         part = slice(low, low + options.chunk)
         inputs = tokens[:, part] if random is None else _forget_some(tokens[:, part], options, random)
-        after, next_state = model(inputs, log_gap[:, part], state)
+        told = None if numbers is None else _miss_some(numbers, part, options, random)
+        after, next_state = model(inputs, log_gap[:, part], state, values=told)
         before = torch.cat([state[:, None, : model.spec.hidden], after[:, :-1]], dim=1)
         losses = model.nats(before, targets[:, part], IGNORED)
-        told = losses.detach().double()
-        found.total[:] += told.sum(1).numpy()
-        np.maximum(found.worst, told.amax(1).numpy(), out=found.worst)
-        counted = (targets[:, part, 0] != IGNORED).sum(1) * counts
+        if numbers is not None:
+            losses = losses + model.off(before, numbers.last[:, part], numbers.came[:, part])
+        seen = losses.detach().double()
+        found.total[:] += seen.sum(1).numpy()
+        np.maximum(found.worst, seen.amax(1).numpy(), out=found.worst)
+        real = targets[:, part, 0] != IGNORED if numbers is None or targets.shape[-1] else numbers.real[:, part]
+        counted = real.sum(1) * counts
         if step is not None and bool(counted.any()):
             step.take((losses.sum(1) * counts).sum() / counted.sum())
         state = next_state.detach()
     return found
+
+
+def _miss_some(
+    numbers: Numbers, part: slice, options: TrainingOptions, generator: np.random.Generator | None
+) -> Tensor:
+    """What the model is given of a chunk's numbers, a share of them as if they were missing."""
+    told, last = numbers.told[:, part], numbers.last[:, part]
+    if generator is None:
+        return told
+    known, missing = told.chunk(2, dim=-1)
+    drawn = torch.from_numpy(generator.random(known.shape) < options.missing_rate)
+    known = torch.where(drawn, last.nan_to_num(0.0).clamp(-CAP, CAP), known)
+    return torch.cat([known, missing.masked_fill(drawn, 1.0)], dim=-1)
 
 
 def _forget_some(tokens: Tensor, options: TrainingOptions, generator: np.random.Generator) -> Tensor:
@@ -351,4 +385,4 @@ def _forget_some(tokens: Tensor, options: TrainingOptions, generator: np.random.
             low, high = turn * options.unknown_rate, (turn + 1) * options.unknown_rate
             column = column.masked_fill((draw_[..., f] >= low) & (draw_[..., f] < high), token)
         columns.append(column)
-    return torch.stack(columns, dim=-1)
+    return torch.stack(columns, dim=-1) if columns else tokens

@@ -56,7 +56,8 @@ def beginning(sequences: Sequences, validation: Sequences, spec: ModelSpec, opti
     """JSON that tells apart trainings that would end otherwise: data (by its SHA-256), seed, options, model."""
     data = sha256()
     for part in (sequences, validation):
-        for array in (part.starts, part.ended, part.log_gap, part.tokens):
+        values = () if part.values is None else (part.values,)
+        for array in (part.starts, part.ended, part.log_gap, part.tokens, *values):
             data.update(np.ascontiguousarray(array).data)
     wanted = asdict(options)
     seed = wanted.pop("seed")

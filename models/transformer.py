@@ -16,10 +16,10 @@ class TransformerModel(SequenceModel):
     """Pre-norm layers of attention, each over the last few events only, so that all together see one window.
 
     A key/value cache would be far larger than the events, so a state is what the head reads, how many events are kept,
-    and the last W events themselves (ids and log gaps as float32, oldest first); the layers are computed anew over
-    them. L layers that look at w events each reach L (w - 1) + 1 events back, which fits into W: what is recomputed
-    equals the whole sequence, and replaying the window gives the state of a session that is longer. A learned vector
-    stands before the first event, while it is in reach, so that the model can tell how a session began.
+    and the last W events themselves (ids, log gaps and numbers as float32, oldest first); the layers are computed anew
+    over them. L layers that look at w events each reach L (w - 1) + 1 events back, which fits into W: what is
+    recomputed equals the whole sequence, and replaying the window gives the state of a session that is longer. A
+    learned vector stands before the first event, while it is in reach, so that the model can tell how a session began.
 
     References
     ----------
@@ -36,17 +36,20 @@ class TransformerModel(SequenceModel):
         self.norm = nn.LayerNorm(spec.hidden)
 
     def forward(
-        self, tokens: Tensor, log_gap: Tensor, state: Tensor, lengths: Tensor | None = None
-    ) -> tuple[Tensor, Tensor]:
+        self, tokens: Tensor, log_gap: Tensor, state: Tensor, lengths: Tensor | None = None,
+        values: Tensor | None = None,
+    ) -> tuple[Tensor, Tensor]:  # fmt: skip
         """As `SequenceModel.forward` says."""
         window, columns = self.spec.window, self.spec.columns
-        now = torch.cat([tokens.to(log_gap.dtype), log_gap.unsqueeze(-1)], dim=-1)
+        told = [] if values is None else [values]
+        now = torch.cat([tokens.to(log_gap.dtype), log_gap.unsqueeze(-1), *told], dim=-1)
         count = state[:, self.spec.hidden].long()  # at most W
-        past = state[:, self.spec.hidden + 1 :].reshape(-1, window, columns + 1)
+        past = state[:, self.spec.hidden + 1 :].reshape(-1, window, now.shape[-1])
         # As many slots as the fullest needs, one of them for what stands before the first event.
         slots = min(window, int(count.max()) + 1)
         events = torch.cat([past[:, window - slots :], now], dim=1)
-        x = self.enter(self.embed(events[..., :-1].long(), events[..., -1]))
+        told_then = None if values is None else events[..., columns + 1 :]
+        x = self.enter(self.embed(events[..., :columns].long(), events[..., columns], told_then))
         at, first = torch.arange(x.shape[1], device=x.device), (slots - count).unsqueeze(1)
         x = torch.where((at == first - 1).unsqueeze(-1), self.begin, x)
         there = at >= first - 1

@@ -140,7 +140,8 @@ def make_parts(settings: Settings, name: str, learned: Learned | None) -> Parts:
     if stream.gap_fields:
         measures, numbers = _with_gap(measures, len(numbers), stream), (*numbers, *stream.gap_fields)
     counters = len(measures.counters) or len(measures.counter_names)
-    model = ModelSpec(stream.model.core, stream.model.hidden, (), (), stream.model.context)
+    values = len(numbers) if stream.model.numbers == "forecast" else 0
+    model = ModelSpec(stream.model.core, stream.model.hidden, (), (), stream.model.context, values=values)
     return Parts(
         stream=name,
         topic=settings.topic_of(name),
@@ -247,6 +248,8 @@ def state_fingerprint(settings: Settings, name: str) -> str:
         parts["allowed"] = stream.late.allowed
     if stream.duplicates.id is not None:
         parts["duplicates"] = stream.duplicates.model_dump()
+    if stream.model.numbers == "forecast":
+        parts["forecast"] = True
     if stream.model.ensemble:
         parts["ensemble"] = stream.model.ensemble
     if "transformer" in stream.model.cores:

@@ -140,6 +140,12 @@ class ModelSettings(Section):
         "The same core again starts from other weights.",
     )  # fmt: skip
     hidden: Literal[16, 32, 64, 128, 256] = Field(64, description="Width of what the core tells the heads.")
+    numbers: Literal["bins", "forecast"] = Field(
+        "bins",
+        description="What a sequence model makes of numbers. bins: it predicts in which part of its range each will "
+        "lie. forecast: it forecasts each from the last one, and the score is how far off forecasts have been of late; "
+        "so for gauges and counters that go on where they were.",
+    )  # fmt: skip
     order: Literal["strict", "loose"] = Field(
         "strict",
         description="Whether an event in the wrong place is strange. loose: sessions are written by several threads or "
@@ -456,8 +462,6 @@ class StreamSettings(Section):
 
     def _check_row(self) -> None:
         """A session's row must fit into a Kafka message, whatever comes."""
-        from features.time_gaps import GAP
-
         rules = self.window_rules(self.session.gap)
         columns = len(self.number_fields) if rules is None else len(self.number_fields) * len(rules.aggregates) + 1
         columns += len(self.gap_fields)
@@ -476,10 +480,23 @@ class StreamSettings(Section):
                 "or choose another core"
             )
             raise ValueError(message)
-        if "linear" in self.model.cores and self.gap_fields:
+        self._check_forecasts()
+        self._check_gaps()
+        if self.state_numbers > _MOST_STATE_NUMBERS:
             message = (
-                "model.gaps needs a core that says how likely each time is, and linear forecasts single values: remove "
-                "it, or choose another core"
+                f"the state of {' and '.join(self.model.cores)} with model.hidden {self.model.hidden} and "
+                f"model.context {self.model.context} is {self.state_numbers:,} numbers, more than a row can hold "
+                f"({_MOST_STATE_NUMBERS:,}); make one of the two smaller"
+            )
+            raise ValueError(message)
+
+    def _check_gaps(self) -> None:
+        from features.time_gaps import GAP
+
+        if self.gap_fields and ("linear" in self.model.cores or self.model.numbers == "forecast"):
+            message = (
+                "model.gaps needs a core that says how likely each time is, and linear and model.numbers: forecast say "
+                "one value: remove it, or choose another core or model.numbers: bins"
             )
             raise ValueError(message)
         if GAP in self.fields and self.gap_fields:
@@ -491,11 +508,31 @@ class StreamSettings(Section):
                 "stands there, or true for times that all events share"
             )
             raise ValueError(message)
-        if self.state_numbers > _MOST_STATE_NUMBERS:
+
+    def _check_forecasts(self) -> None:
+        """What cannot be forecast from the last one of its session."""
+        if self.model.numbers != "forecast":
+            return
+        if set(self.model.cores) == {"linear"}:
+            message = "model.core: linear always forecasts numbers; leave model.numbers away, or choose another core"
+            raise ValueError(message)
+        if not self.number_fields:
+            message = "model.numbers: forecast needs numbers: write them as a list of fields, or leave it away"
+            raise ValueError(message)
+        if self.named_number is not None or self.parameter_fields:
             message = (
-                f"the state of {' and '.join(self.model.cores)} with model.hidden {self.model.hidden} and "
-                f"model.context {self.model.context} is {self.state_numbers:,} numbers, more than a row can hold "
-                f"({_MOST_STATE_NUMBERS:,}); make one of the two smaller"
+                "model.numbers: forecast tells how each number goes on from the last one of its field, and numbers "
+                "that names or templates tell apart have no field of their own; write numbers as a list of fields and "
+                "no parameters, or model.numbers: bins"
+            )
+            raise ValueError(message)
+        if self.model.order == "loose":
+            message = "model.numbers: forecast goes by the order of numbers; write model.order: strict"
+            raise ValueError(message)
+        if self.second_stage.core is not None:
+            message = (
+                "model.numbers: forecast judges by how far off forecasts have been of late, which no second stage can "
+                "tell from a session's last events; leave second_stage away, or write model.numbers: bins"
             )
             raise ValueError(message)
 
@@ -503,17 +540,18 @@ class StreamSettings(Section):
     def state_numbers(self) -> int:
         """How many numbers a row keeps of the model."""
         from features.windows import window_columns
-        from models.spec import state_size
+        from models.spec import ModelSpec, state_size
 
         windows = self.window_rules(self.session.gap)
         numbers = self.number_fields if windows is None else window_columns(self.number_fields, windows)
         tokens = len(self.fields) - len(self.number_fields)
         columns = tokens + len(numbers) + len(self.parameter_fields) + len(self.gap_fields) + len(self.seasons)
-        sizes = (
-            state_size(core, self.model.hidden, self.model.context, len(numbers) if core == "linear" else columns)
-            for core in self.model.cores
+        model, values = self.model, len(numbers) if self.model.numbers == "forecast" else 0
+        ids = (1,) * (columns - values)
+        specs = [ModelSpec(core, model.hidden, ids, (), model.context, values=values) for core in model.cores]
+        return sum(
+            state_size("linear", 0, 0, len(numbers)) if spec.core == "linear" else spec.state_numbers for spec in specs
         )
-        return sum(sizes)
 
     def window_rules(self, gap_ms: int) -> WindowRules | None:
         """What `window` says; None where samples are scored one by one. Counters are known for a session's gap."""

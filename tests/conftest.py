@@ -23,9 +23,11 @@ from features.sessions import SessionRules
 from features.time_gaps import GAP
 from features.tokens import TokenEncoder, Vocabulary, stable_hash
 from models.autoregression import Autoregression
+from models.forecast import ForecastRuntime
 from models.linear import LinearRuntime
 from models.runtime import GruKernel
 from models.spec import ModelSpec, state_size
+from models.values import Values
 from tests.kafka import Stack, write_untrained_bundle
 
 WORDS = (("view", "add", "pay", "ship", "close"), ("ok", "failed"))
@@ -46,6 +48,19 @@ def random_weights(
         **{f"embeddings.{f}.weight": (size, 16) for f, size in enumerate(sizes + inputs)},
     }  # fmt: skip
     return {name: rng.normal(0, 0.7, shape).astype(np.float32) for name, shape in shapes.items()}
+
+
+def forecasting_weights(seed: int, spec: ModelSpec) -> dict[str, np.ndarray]:
+    """The same of a GRU that forecasts values of about 50, or up to some hundreds, and what is usual of them."""
+    rng, count = np.random.default_rng(seed), spec.values
+    weights = random_weights(seed, spec.sizes, spec.hidden, spec.inputs)
+    given = rng.normal(0, 0.7, (3 * spec.hidden, 2 * count)).astype(np.float32)
+    weights["core.weight_ih_l0"] = np.hstack([weights["core.weight_ih_l0"], given])
+    weights["change.weight"] = rng.normal(0, 0.7, (count, spec.hidden)).astype(np.float32)
+    weights["change.bias"] = rng.normal(0, 0.7, count).astype(np.float32)
+    usual, reach = rng.random((2, count)) + 0.1
+    values = Values.fit([rng.normal(50, 20, (300, count))]).knowing(usual=usual, reach=reach, unit=2.0)
+    return weights | values.to_arrays()
 
 
 def make_learned(
@@ -157,6 +172,17 @@ def make_ensemble_parts() -> Parts:
     return replace(wide, learned=learned, shape=shape, ensemble=("gru", "linear"))
 
 
+def make_forecasting_parts() -> Parts:
+    """The wide numbers forecast by a GRU."""
+    wide = make_number_parts("wide")
+    assert wide.learned is not None
+    spec = ModelSpec("gru", HIDDEN, wide.learned.vocabulary.sizes, (25, 8), values=2)
+    model = ForecastRuntime(spec, forecasting_weights(0, spec))
+    learned = replace(wide.learned, model=model, numbers=NO_NUMBERS)
+    shape = replace(wide.shape, hidden=spec.state_numbers)
+    return replace(wide, learned=learned, shape=shape, model=replace(spec, sizes=(), inputs=()))
+
+
 @pytest.fixture(scope="session")
 def learned() -> Learned:
     return make_learned()
@@ -172,13 +198,15 @@ def parts(learned: Learned) -> Parts:
     )  # fmt: skip
 
 
-@pytest.fixture(params=["tokens", "wide", "named", "parameters", "linear", "ensemble", "segments", "gaps"])
+@pytest.fixture(params=["tokens", "wide", "named", "parameters", "linear", "forecast", "ensemble", "segments", "gaps"])
 def any_parts(request: pytest.FixtureRequest, parts: Parts, learned: Learned) -> Parts:
     """Parts of a stream of tokens, with numbers of three sorts, with segments, and with time gaps."""
     if request.param == "gaps":
         return with_gaps(make_number_parts("parameters"), by=0)
     if request.param == "linear":
         return make_linear_parts()
+    if request.param == "forecast":
+        return make_forecasting_parts()
     if request.param == "ensemble":
         return make_ensemble_parts()
     if request.param == "segments":

@@ -233,7 +233,7 @@ def score_of(
         words.index(text) + 2 if text in words else (1 if text is None else 0)
         for words, text in zip(parts.learned.vocabulary.tokens, event.tokens, strict=True)
     ]
-    numbers = number_nats(event, measures, parts.learned, parts)
+    numbers = [] if parts.model.values else number_nats(event, measures, parts.learned, parts)
     among = [range_of(event, column, number, parts) for column, (number, _) in enumerate(numbers)]
     among = among[len(among) - parts.measures.parameters - parts.measures.gaps :]
     ids += [number for number, _ in numbers] + seasons_of(event.time_ms, parts.learned.seasonal)

@@ -15,6 +15,7 @@ from detectors.parts import Parts
 from detectors.process import process_batch
 from detectors.rows import PartitionState, SessionRows
 from models.family import make_model
+from models.forecast import ForecastRuntime
 from models.spec import CORES, ModelSpec
 from models.torch_runtime import TorchRuntime
 from pipeline.row_format import RowFormat
@@ -32,15 +33,20 @@ from tests.detectors.test_process import (
     flatten,
     run_slices,
 )
+from tests.models.test_forecast import weights_of
 from tests.naive import Partition, process_one
 
 NATS = 5e-4
+FORECASTING = tuple(f"{core} that forecasts" for core in CORES)
 
 
 def parts_of(core: str, seed: int = 0, spare: int = 0) -> Parts:
     """A stream with tokens and numbers, an untrained core, and rows that are `spare` wider than its state."""
+    core, _, numbers = core.partition(" ")
     parts = make_number_parts("wide")
     assert parts.learned is not None
+    if numbers:
+        return forecasting_parts_of(parts, core, seed, spare)
     spec = replace(
         ModelSpec(core, HIDDEN, (), (), CONTEXT), inputs=(25, 8),
         sizes=(*parts.learned.vocabulary.sizes, *parts.learned.numbers.sizes),
@@ -58,6 +64,18 @@ def parts_of(core: str, seed: int = 0, spare: int = 0) -> Parts:
     return replace(parts, learned=learned, model=replace(spec, sizes=(), inputs=()), shape=shape)
 
 
+def forecasting_parts_of(parts: Parts, core: str, seed: int, spare: int) -> Parts:
+    """The same with numbers that are forecast."""
+    assert parts.learned is not None
+    spec = ModelSpec(core, HIDDEN, parts.learned.vocabulary.sizes, (25, 8), CONTEXT, values=2)
+    learned = replace(
+        make_learned(seed, vocabulary=parts.learned.vocabulary),
+        model=ForecastRuntime(spec, weights_of(spec, seed), "torch"), seasonal=("hour", "weekday"),
+    )  # fmt: skip
+    shape = replace(parts.shape, hidden=spec.state_numbers + spare)
+    return replace(parts, learned=learned, model=replace(spec, sizes=(), inputs=()), shape=shape)
+
+
 def assert_like(found: list[Any], wanted: list[Any]) -> None:
     """The same verdicts, scores within a tolerance; an anomaly at the very threshold may be one or not."""
     mine, theirs = by_id(found), by_id(wanted)
@@ -72,8 +90,8 @@ def assert_like(found: list[Any], wanted: list[Any]) -> None:
 
 @settings(max_examples=40, deadline=None)
 @given(
-    drawn=events_of_a_stream, cuts=cuts_of_a_stream, core=st.sampled_from(CORES), at=st.integers(0, 60),
-    spare=st.integers(0, 2),
+    drawn=events_of_a_stream, cuts=cuts_of_a_stream, core=st.sampled_from([*CORES, *FORECASTING]),
+    at=st.integers(0, 60), spare=st.integers(0, 2),
 )  # fmt: skip
 def test_any_slicing_and_restoring(drawn: list[Any], cuts: list[int], core: str, at: int, spare: int) -> None:
     """Slices cut anywhere, rows written to bytes and read back in between: what the naive story tells."""

@@ -24,6 +24,8 @@ from pipeline.reference import example
 from pipeline.serving import certificate, make_decoder, make_parts, record_name, saved_name, state_fingerprint
 from pipeline.settings import Settings, StreamSettings, environment_variables, load_settings, parse_settings
 
+FORECAST = {"numbers": "forecast"}
+
 
 @dataclass(frozen=True)
 class Line:
@@ -194,6 +196,12 @@ def test_masks_that_promise_too_much_are_refused(section: dict[str, Any], senten
         ({"numbers": ["x"], "mask": {"x": "redact"}}, "mask.x masks a number, x, which the model takes as it is"),
         ({"numbers": ["x.y"], "mask": {"x": "drop"}}, "mask.x masks a number, x.y"),
         ({"format": "text", "pattern": "(?P<k>x)(?P<a>y)", "numbers": ["x"]}, "the pattern gives no field x"),
+        ({"model": FORECAST}, "model.numbers: forecast needs numbers: write them as a list of fields"),
+        ({"numbers": {"name": "m", "value": "x"}, "model": FORECAST}, "no parameters, or model.numbers: bins"),
+        ({"kind": "logs", "message": "m", "numbers": ["x"], "parameters": 1, "model": FORECAST}, "model.numbers: bins"),
+        ({"numbers": ["x"], "model": FORECAST | {"core": "linear"}}, "model.core: linear always forecasts numbers"),
+        ({"numbers": ["x"], "model": FORECAST | {"order": "loose"}}, "write model.order: strict"),
+        ({"numbers": ["x"], "model": FORECAST, "second_stage": {"core": "tcn"}}, "leave second_stage away"),
     ],
 )
 def test_numbers_that_cannot_be_learned_are_refused(section: dict[str, Any], sentence: str) -> None:
@@ -282,8 +290,9 @@ def test_a_stream_without_numbers_keeps_its_rows() -> None:
         ({"numbers": ["x"], "model": {"gaps": True, "core": "linear"}}, "remove it, or choose another core"),
         ({"tokens": ["a", "@gap_s"]}, 'write the field as ["@gap_s"]'),
         ({"numbers": ["x"], "model": {"gaps": "x"}}, "model.gaps is 'x', which is none of the tokens"),
-        ({"numbers": ["x"], "model": {"gaps": True, "ensemble": ["linear"]}}, "linear forecasts single values"),
+        ({"numbers": ["x"], "model": {"gaps": True, "ensemble": ["linear"]}}, "linear and model.numbers: forecast"),
         ({"model": {"gaps": ""}}, "write one as it stands there, or true"),
+        ({"numbers": ["x"], "model": {"gaps": True, "numbers": "forecast"}}, "or choose another core or model.numbers"),
         ({"numbers": [f"n{i}" for i in range(64)], "window": {"size": "1m", "aggregate": ["mean", "max"]},
           "kind": "metrics", "model": {"gaps": True, "context": 253}}, "130 numbers of the last 253 events"),
     ],
@@ -386,6 +395,21 @@ def test_a_row_holds_the_cores_state(core: str, section: dict[str, Any], numbers
     assert parts.shape.hidden == settings.stream("s").state_numbers == numbers
     columns = len(parts.fields) + len(settings.stream("s").seasons)
     assert numbers == state_size(core, 64, 32, columns)
+
+
+@pytest.mark.parametrize(
+    ("core", "numbers"), [("gru", 64 + 4), ("lstm", 128 + 4), ("tcn", 64 * 32 + 4), ("transformer", 65 + 32 * 6 + 4)]
+)
+def test_a_row_holds_what_forecasts_need(core: str, numbers: int) -> None:
+    """Of each number its last value and how far off it was; rows of before are not gone on with."""
+    given = {"topic": "t", "session": {"by": "k"}, "tokens": ["a"], "numbers": ["x", "y"]}
+    streams = {how: given | {"model": {"core": core, "numbers": how}} for how in ("bins", "forecast")}
+    settings = parse_settings({"streams": {h: s | {"topic": h} for h, s in streams.items()}}, {})
+    parts = make_parts(settings, "forecast", None)
+    assert parts.shape.hidden == settings.stream("forecast").state_numbers == numbers
+    assert parts.model.values == 2
+    assert parts.schema["model.numbers"] == "forecast"
+    assert state_fingerprint(settings, "forecast") != state_fingerprint(settings, "bins")
 
 
 def test_a_state_too_large_for_a_row_is_refused() -> None:
