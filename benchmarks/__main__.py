@@ -53,7 +53,7 @@ def _run_all(screen: Console, out: Path, options: argparse.Namespace) -> None:
     screen.print("recovery: from the changelog alone, from an intact disk, by a standby")
     results.append(recovery.run(4_000 if options.smoke else 1_000_000, screen))
     screen.print("memory: a million live sessions, few of them in memory")
-    results.append(memory.run(*((2_000, 4.0, 500) if options.smoke else (1_000_000, 600.0, 4_000)), screen))
+    results.append(memory.run(*((2_000, 2.0, 500) if options.smoke else (1_000_000, 600.0, 4_000)), screen))
     for what, benchmark, few, many in (
         ("decode: JSON events to columns, one core", decode.run, (2_000, 1), (200_000, 5)),
         ("cores: what serving a model costs, one core", cores.run, (2_000, 1), (100_000, 5)),
@@ -82,12 +82,12 @@ def _quality(screen: Console, *, smoke: bool) -> list[dict[str, Any]]:
     """How good, on made-up and on labelled data."""
     results = []
     screen.print("contamination: bad sessions in the history, with and without leaving them out")
-    results.append(contamination.run(200, screen, (1,), (0.05,)) if smoke else contamination.run(6_000, screen))
+    results.append(contamination.run(100, screen, (1,), (0.02,)) if smoke else contamination.run(6_000, screen))
     screen.print("late_answers: what comes too late, with and without time gaps")
     results.append(late_answers.run(300, screen, (1,), 1) if smoke else late_answers.run(9_700, screen))
     screen.print("hdfs_worker: worker against file, and against labels")
     if hdfs.available():
-        less: dict[str, Any] = {"learn": 600, "play": 100, "promise": 0.05} if smoke else {}
+        less: dict[str, Any] = {"learn": 1_200, "play": 500, "promise": 0.01} if smoke else {}
         results.append(hdfs_worker.run(screen, **less))
     else:
         screen.print("  left out: the labelled data (../shared/data/hdfs) is not here")

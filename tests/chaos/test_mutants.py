@@ -15,7 +15,7 @@ ENTRY = Path(__file__).with_name("mutants.py")
 # Longer than a checkpoint's way to its commit, so that one whose outputs nobody awaits commits before them.
 SLOW = {"SLOW_OUTPUTS": "0.8"}
 RECORDS_PER_S = 600
-AT_ONCE = 2  # storms; each is mostly waiting
+AT_ONCE = 3  # storms; each is mostly waiting
 # For each mutant the fault that must show it.
 FAULTS = {
     "unfenced": Fault(4.0, "stop-at-point", 0, SESSION_TIMEOUT_S + 4.0, "checkpoint/0:3"),
