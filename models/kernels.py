@@ -197,8 +197,11 @@ def score_and_step(
         if values.shape[1] > 0:
             told[:] = f4(0.0)
             for k in range(values.shape[1]):
+                value = values[i, k]
+                if value == f4(0.0):  # as of all that is not missing
+                    continue
                 for j in range(3 * size):
-                    told[j] += values[i, k] * value_weight[k, j]
+                    told[j] += value * value_weight[k, j]
             for j in range(2 * size):
                 gates[j] += told[j]
         _add_product(gates, h, recurrent, size, 0, 3 * size)

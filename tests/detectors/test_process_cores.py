@@ -68,10 +68,9 @@ def forecasting_parts_of(parts: Parts, core: str, seed: int, spare: int) -> Part
     """The same with numbers that are forecast."""
     assert parts.learned is not None
     spec = ModelSpec(core, HIDDEN, parts.learned.vocabulary.sizes, (25, 8), CONTEXT, values=2)
-    learned = replace(
-        make_learned(seed, vocabulary=parts.learned.vocabulary),
-        model=ForecastRuntime(spec, weights_of(spec, seed), "torch"), seasonal=("hour", "weekday"),
-    )  # fmt: skip
+    model = ForecastRuntime(spec, weights_of(spec, seed), "torch")
+    plain = make_learned(seed, vocabulary=parts.learned.vocabulary)
+    learned = replace(plain, model=model, seasonal=("hour", "weekday"))
     shape = replace(parts.shape, hidden=spec.state_numbers + spare)
     return replace(parts, learned=learned, model=replace(spec, sizes=(), inputs=()), shape=shape)
 
