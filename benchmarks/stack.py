@@ -22,7 +22,7 @@ from confluent_kafka import Producer
 from benchmarks.kafka import committed_offsets
 from benchmarks.workloads import VOCABULARY
 from detectors.calibration import Calibration
-from detectors.parts import pack
+from detectors.packing import pack
 from features.tokens import Vocabulary
 from models.bundle import promote, write_bundle
 from pipeline.settings import Settings, load_settings

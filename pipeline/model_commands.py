@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Column, Table
 
-from detectors.parts import learned_of
+from detectors.packing import learned_of
 from models.bundle import read_bundle, read_manifest
 from models.errors import BundleError, ModelError
 from pipeline.errors import BrokerUnavailableError, TopicError, UsageError

@@ -10,7 +10,8 @@ from typing import Any
 
 import orjson
 
-from detectors.parts import Learned, Parts, unpack
+from detectors.packing import unpack
+from detectors.parts import Learned, Parts
 from detectors.rows import RowShape
 from detectors.schema_watch import SchemaWatch
 from features.certificate import certify

@@ -9,8 +9,9 @@ from pathlib import Path
 
 from rich.console import Console
 
-from detectors.fit import Fit, Host, fit
+from detectors.fit import Fit, fit
 from detectors.parts import Parts
+from detectors.teaching import Host
 from features.events import Events
 from models.memory import Estimate
 from models.scratch import Scratch

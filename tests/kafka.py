@@ -285,7 +285,7 @@ def write_untrained_bundle(stack: Stack, seed: int = 0, core: str = "gru", secon
     import numpy as np
 
     from detectors.calibration import Calibration
-    from detectors.parts import joined, pack
+    from detectors.packing import joined, pack
     from models.bundle import promote, write_bundle
     from tests.conftest import make_learned, random_weights
 

@@ -14,7 +14,7 @@ import numpy as np
 from rich.console import Console
 
 from detectors.fit import fit
-from detectors.parts import unpack
+from detectors.packing import unpack
 from detectors.replay import replay
 from features.events import Events
 from models.bundle import Bundle

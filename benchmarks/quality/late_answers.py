@@ -16,7 +16,8 @@ import numpy as np
 from rich.console import Console
 
 from detectors.fit import fit
-from detectors.parts import Parts, unpack
+from detectors.packing import unpack
+from detectors.parts import Parts
 from detectors.replay import Replayed, replay
 from features.events import Events
 from models.bundle import Bundle

@@ -11,7 +11,8 @@ from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
-from detectors.parts import Parts, unpack
+from detectors.packing import unpack
+from detectors.parts import Parts
 from detectors.rows import RowShape
 from features.sessions import SessionRules
 from features.tokens import TokenEncoder

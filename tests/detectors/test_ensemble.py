@@ -15,7 +15,8 @@ from numpy.testing import assert_allclose
 from detectors.calibration import Calibration
 from detectors.ensemble import Ensemble, Member
 from detectors.explanation import explain_record
-from detectors.parts import Parts, unpack
+from detectors.packing import unpack
+from detectors.parts import Parts
 from detectors.process import process_batch
 from detectors.rows import PartitionState, SessionRows
 from features.tokens import TokenEncoder

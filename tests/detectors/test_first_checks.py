@@ -14,7 +14,8 @@ import pytest
 from detectors.calibration import Calibration
 from detectors.first_checks import Checked, check_first, most_by_chance
 from detectors.fit import fit
-from detectors.parts import Learned, Parts, unpack
+from detectors.packing import unpack
+from detectors.parts import Learned, Parts
 from detectors.rows import RowShape
 from features.events import Events
 from features.sessions import SessionRules

@@ -12,7 +12,8 @@ import pytest
 from detectors.calibration import Calibration
 from detectors.fit import Fit, fit
 from detectors.history import MIN_SESSIONS
-from detectors.parts import Learned, Parts, pack, unpack
+from detectors.packing import pack, unpack
+from detectors.parts import Learned, Parts
 from detectors.process import process_batch
 from detectors.rows import PartitionState, RowShape, SessionRows
 from features.decode import Decoder

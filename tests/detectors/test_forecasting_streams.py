@@ -15,7 +15,8 @@ from safetensors.numpy import load, save
 from detectors.explanation import explain_record
 from detectors.first_checks import check_first
 from detectors.fit import Fit, fit
-from detectors.parts import Parts, unpack
+from detectors.packing import unpack
+from detectors.parts import Parts
 from detectors.process import Verdicts, process_batch, rebuild_stale
 from detectors.rows import PartitionState, RowShape, SessionRows
 from features.decode import Decoder

@@ -12,7 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from detectors.calibration import Calibration
-from detectors.parts import Parts, SecondStage, unpack
+from detectors.packing import unpack
+from detectors.parts import Parts, SecondStage
 from detectors.rescoring import Rescore
 from detectors.rows import PartitionState
 from models.bundle import read_bundle, write_bundle

@@ -17,7 +17,8 @@ from hypothesis import strategies as st
 from detectors.fit import _recipe, fit
 from detectors.history import find_sessions
 from detectors.learned_fields import learn_fields
-from detectors.parts import Parts, unpack
+from detectors.packing import unpack
+from detectors.parts import Parts
 from detectors.process import Verdicts, rebuild_stale
 from detectors.rows import PartitionState
 from features.numbers import MISSING

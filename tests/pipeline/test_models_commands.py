@@ -14,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from detectors.calibration import Calibration
-from detectors.parts import pack
+from detectors.packing import pack
 from features.tokens import Vocabulary
 from models.bundle import promote, serving_digest, write_bundle
 from models.errors import BundleError, StoreUnavailableError

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from detectors.calibration import Calibration
-from detectors.parts import pack
+from detectors.packing import pack
 from features.tokens import stable_hash
 from models.bundle import promote, write_bundle
 from tests.conftest import make_learned, random_weights, with_segments
