@@ -22,6 +22,8 @@ class Verdicts:
         int64, counted from 1; 0 where a session ended with the file.
     first_ms, last_ms
         int64: times of a session's first and last event; of a record both its own. 0 where a record has none.
+    rescored
+        p-values of a second stage; NaN where it did not look.
     """
 
     session: list[str | None]
@@ -31,6 +33,7 @@ class Verdicts:
     score: NDArray[np.float64]
     p_value: NDArray[np.float64]
     anomaly: NDArray[np.bool_]
+    rescored: NDArray[np.float64]
 
     def __len__(self) -> int:
         return len(self.session)
@@ -47,14 +50,16 @@ class Verdicts:
 @dataclass
 class _Columns:
     session: list[str | None] = field(default_factory=list)
-    numbers: list[tuple[int, int, int, float, float, bool]] = field(default_factory=list)
+    numbers: list[tuple[int, int, int, float, float, bool, float]] = field(default_factory=list)
 
     def frozen(self) -> Verdicts:
-        line, first, last, score, p_value, anomaly = zip(*self.numbers, strict=True) if self.numbers else ((),) * 6
+        columns = zip(*self.numbers, strict=True) if self.numbers else ((),) * 7
+        line, first, last, score, p_value, anomaly, rescored = columns
         whole, real = (np.int64, np.float64)
         return Verdicts(
             self.session, np.array(line, whole), np.array(first, whole), np.array(last, whole),
             np.array(score, real), np.array(p_value, real), np.array(anomaly, np.bool_),
+            np.array(rescored, real),
         )  # fmt: skip
 
 
@@ -66,7 +71,7 @@ def gather(verdicts: Iterable[Json]) -> tuple[Verdicts, Verdicts]:
         columns.session.append(v["session"])
         columns.numbers.append((
             int(v.get("line") or 0), int(v.get("first_ms", last_ms)), last_ms, _or_nan(v["score"]),
-            _or_nan(v["p_value"]), bool(v["anomaly"]),
+            _or_nan(v["p_value"]), bool(v["anomaly"]), (v.get("rescored") or {"p_value": np.nan})["p_value"],
         ))  # fmt: skip
     return kinds["record"].frozen(), kinds["session"].frozen()
 

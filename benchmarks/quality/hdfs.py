@@ -12,6 +12,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from benchmarks.quality.outcome import Outcome
 from benchmarks.quality.trial import DATA, START_MS, Event, Measures, Setup, attempt
@@ -42,6 +43,9 @@ def run(setup: Setup) -> Outcome:
     score = {name: s for name, s in zip(trial.sessions.session, trial.sessions.score, strict=True)}
     names, labels = [row["block_id"] for row in testing], [row["label"] for row in testing]
     measures = judge([p_value[n] for n in names], [score[n] for n in names], labels)
+    again = dict(zip(trial.sessions.session, trial.sessions.rescored, strict=True))
+    if not np.isnan(trial.sessions.rescored).all():
+        measures |= judge_confirmed(np.array([again[n] for n in names]) <= trial.promise, labels)
     return Outcome("quality-hdfs", setup.core, measures, trial.cost, warnings=trial.warnings, whole=not setup.smoke)
 
 
@@ -61,6 +65,16 @@ def judge(p_values: Sequence[float], scores: Sequence[float], labels: Sequence[i
         found |= {f"kept@{promise:g}": judged["fpr"], f"kept low@{promise:g}": low, f"kept high@{promise:g}": high}
     curve = precision_recall(scores, labels, weights)
     return found | {"auc_pr": float("nan") if curve is None else curve.area}
+
+
+def judge_confirmed(confirmed: NDArray[np.bool_], labels: Sequence[int]) -> Measures:
+    """Measures of what a second stage confirmed of the anomalies."""
+    from evalkit.data import hdfs_test_weights
+    from evalkit.sessions import session_metrics
+
+    judged = session_metrics(confirmed, labels, hdfs_test_weights(labels))
+    names = {"f1": "f1", "precision": "precision", "recall": "recall", "kept": "fpr"}
+    return {f"{name}, confirmed": judged[of] for name, of in names.items()}
 
 
 def read(split: str, limit: int | None = None) -> list[dict[str, Any]]:
