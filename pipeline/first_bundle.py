@@ -59,9 +59,11 @@ def train_first(settings: Settings, name: str) -> dict[str, Any]:
     )
     learned = load_bundle(settings, name, digest)  # or a sentence: its features are not the worker's
     arrived = from_topic(clients, stream, make_live_decoder(settings, name, learned), None, None, quietly)
+    of_place = dict(zip(history.places, cuts, strict=True))  # a partition may have had its first record since
     checked = check_first(
-        arrived.events, cuts, make_parts(settings, name, learned), fitted.content["training"]["best_validation_loss"]
-    )
+        arrived.events, [of_place.get(place, 0) for place in arrived.places], make_parts(settings, name, learned),
+        fitted.content["training"]["best_validation_loss"],
+    )  # fmt: skip
     if checked.refusals:
         message = (
             f"bundle {digest[:12]} of stream {name} was trained but does not serve: {'; '.join(checked.refusals)}; "

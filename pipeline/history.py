@@ -30,10 +30,11 @@ _SHARED = 100_000  # texts kept once for all events: of more, most are names tha
 
 @dataclass(frozen=True)
 class History:
-    """Events by partition, and how many records were set aside, by reason."""
+    """Events by partition, and how many records were set aside, by reason; `places` says which partition each is."""
 
     events: list[Events]
     rejected: dict[str, int]
+    places: tuple[Any, ...] = ()
 
     @property
     def records(self) -> int:
@@ -91,11 +92,12 @@ class _Reader:
             self._decode(place)
         self._fields.refuse_absent()
         events, rejected = [], dict[str, int]()
-        for place in list(order(self._pieces)):
+        places = tuple(order(self._pieces))
+        for place in places:
             events.append(Events.concatenate(self._pieces.pop(place)))
             for reject in events[-1].rejects:
                 rejected[reject.error.reason] = rejected.get(reject.error.reason, 0) + 1
-        return History(events, rejected)
+        return History(events, rejected, places)
 
     def _decode(self, place: object) -> None:
         records, self._waiting[place] = self._waiting[place], []
