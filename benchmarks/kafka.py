@@ -8,6 +8,7 @@ from uuid import uuid4
 from confluent_kafka import Consumer, KafkaError, KafkaException, Message, TopicPartition
 
 _QUIET = {"log_level": 0}
+_LOOK_S = 0.05
 
 
 def read_topic(address: str, topic: str) -> list[Message]:
@@ -20,16 +21,19 @@ def read_topic(address: str, topic: str) -> list[Message]:
     )  # fmt: skip
     found: list[Message] = []
     try:
-        for p in sorted(consumer.list_topics(topic, timeout=10).topics[topic].partitions):
-            tp = TopicPartition(topic, p, 0)
-            end = _end_of(consumer, tp)
-            consumer.assign([tp])
-            # Positions, not last records: transaction markers take offsets too.
-            while end > 0 and consumer.position([tp])[0].offset < end:
-                found += [m for m in consumer.consume(10_000, 0.2) if m.error() is None]
+        partitions = [
+            TopicPartition(topic, p, 0) for p in consumer.list_topics(topic, timeout=10).topics[topic].partitions
+        ]
+        ends = {tp.partition: _end_of(consumer, tp) for tp in partitions}
+        filled = [tp for tp in partitions if ends[tp.partition] > 0]
+        # All at once: a new assignment waits until the fetch of the one before has timed out.
+        consumer.assign(filled)
+        # Positions, not last records: transaction markers take offsets too.
+        while any(tp.offset < ends[tp.partition] for tp in consumer.position(filled)):
+            found += [m for m in consumer.consume(10_000, _LOOK_S) if m.error() is None]
     finally:
         consumer.close()
-    return found
+    return sorted(found, key=lambda m: m.partition() or 0)  # within a partition they came in order
 
 
 def _end_of(consumer: Consumer, tp: TopicPartition) -> int:
