@@ -20,6 +20,7 @@ from pipeline.health import Health
 from pipeline.logs import get_logger
 from pipeline.settings import HttpSettings
 
+_LOOK_S = 0.1  # whether to close; a worker that stops waits for that
 _CLIENT_TIMEOUT_S = 10.0  # for one read or write; a client that stops in mid-request costs a thread that long
 _Page = tuple[int, str, bytes]  # status, content type, body
 _NOT_FOUND = b"There is no such page; there are /metrics, /healthz (is it alive?) and /ready (is all of it open?).\n"
@@ -51,7 +52,7 @@ class Pages:
             )
             raise PortTakenError(message) from None
         self.port: int = self._server.server_address[1]
-        threading.Thread(target=self._server.serve_forever, name="pages", daemon=True).start()
+        threading.Thread(target=self._server.serve_forever, args=(_LOOK_S,), name="pages", daemon=True).start()
 
     def close(self) -> None:
         """Stop listening; requests under way may end."""

@@ -96,8 +96,15 @@ def run_worker(
         log.info("worker stopped")
 
 
+class PromptWorker(faust.Worker):  # type: ignore[misc]
+    """Faust's worker, which ends when all has ended."""
+
+    async def _sentinel_task(self) -> None:
+        """The last that its loop runs, after every other task is over; Faust's sleeps for a second."""
+
+
 def _execute(app: faust.App) -> NoReturn:
-    worker = faust.Worker(app, loglevel="WARN", quiet=True, override_logging=False, redirect_stdouts=False)
+    worker = PromptWorker(app, loglevel="WARN", quiet=True, override_logging=False, redirect_stdouts=False)
     worker.spinner = None
     worker.execute_from_commandline()
     raise SystemExit(0)

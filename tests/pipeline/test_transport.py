@@ -44,6 +44,7 @@ RELIED_ON = {
     (driver.Consumer, "seek_wait"): ["self", "partitions"],
     (driver.Consumer, "highwater"): ["self", "tp"],
     (driver.AIOKafkaConsumerThread, "call_thread"): None,
+    (faust.Worker, "_sentinel_task"): ["self"],  # overridden in the worker module
     (GroupCoordinator, "_do_heartbeat"): ["self"],
     (aiokafka.AIOKafkaConsumer, "committed"): ["self", "partition"],
     (aiokafka.AIOKafkaConsumer, "position"): ["self", "partition"],
