@@ -38,7 +38,7 @@ def explained(verdicts: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
     return {i: {k: v[k] for k in keys} for i, v in verdicts.items() if v.get("anomaly", True)}
 
 
-@pytest.mark.parametrize(("hot", "sessions"), [(100_000, 3_000), (100, 10_000)])
+@pytest.mark.parametrize(("hot", "sessions"), [(100_000, 3_000), (100, 4_000)])
 def test_worker_and_file_agree(hot: int, sessions: int, stack: Stack) -> None:
     """Decisions and anomalies equal `offbeat score`'s, id by id and bit by bit, also with rows evicted all the time."""
     stack.configure(state={"hot_sessions": hot})
