@@ -82,7 +82,7 @@ def _quality(screen: Console, *, smoke: bool) -> list[dict[str, Any]]:
     """How good, on made-up and on labelled data."""
     results = []
     screen.print("contamination: bad sessions in the history, with and without leaving them out")
-    results.append(contamination.run(100, screen, (1,), (0.02,)) if smoke else contamination.run(6_000, screen))
+    results.append(contamination.run(200, screen, (1,), (0.02,)) if smoke else contamination.run(6_000, screen))
     screen.print("late_answers: what comes too late, with and without time gaps")
     results.append(late_answers.run(300, screen, (1,), 1) if smoke else late_answers.run(9_700, screen))
     screen.print("hdfs_worker: worker against file, and against labels")

@@ -21,7 +21,7 @@ import yaml
 from rich.console import Console
 
 from benchmarks.loghub import SHARED
-from benchmarks.quality.hdfs_worker import compare, offbeat, play_through
+from benchmarks.quality.hdfs_worker import compare, examples, offbeat, play_through
 from pipeline.broker import LocalBroker
 
 _LEARNED = 0.6  # of the normal sessions, the first ones
@@ -64,10 +64,11 @@ def run(
         alarmed = dict.fromkeys((v["session"] for v in verdicts if v["type"] == "session"), False)
         alarmed |= {v["session"]: True for v in verdicts if v["type"] == "session" and v["anomaly"]}
         judged = session_metrics(list(alarmed.values()), [labels[block] for block in alarmed])
-        differences = len(compare(decisions, verdicts))
+        differences = compare(decisions, verdicts)
         found |= {f"{way}_{what}": judged[what] for what in ("f1", "precision", "recall", "fpr")}
-        found |= {"sessions": len(alarmed), f"{way}_differences": differences}
-        screen.print(f"  {way}: F1 {judged['f1']:.3f}, {differences} differences between worker and file")
+        found |= {"sessions": len(alarmed), f"{way}_differences": len(differences)}
+        found |= {f"{way}_examples": examples(differences, decisions, verdicts)}
+        screen.print(f"  {way}: F1 {judged['f1']:.3f}, {len(differences)} differences between worker and file")
     return found
 
 

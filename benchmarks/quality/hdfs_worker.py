@@ -10,7 +10,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -66,6 +66,14 @@ def compare(decisions: Iterable[dict[str, Any]], verdicts: Iterable[dict[str, An
         for i in live.keys() | filed.keys()
         if i not in live or i not in filed or any(live[i].get(k) != filed[i].get(k) for k in _COMPARED)
     )
+
+
+def examples(
+    differing: Sequence[str], decisions: Iterable[dict[str, Any]], verdicts: Iterable[dict[str, Any]], most: int = 3
+) -> list[dict[str, Any]]:
+    """The first that differ, as worker and file have them; None where one of them has none."""
+    live, filed = ({d["id"]: {key: d.get(key) for key in _COMPARED} for d in of} for of in (decisions, verdicts))
+    return [{"id": i, "worker": live.get(i), "file": filed.get(i)} for i in differing[:most]]
 
 
 def _configure(folder: Path, address: str, promise: float) -> None:
