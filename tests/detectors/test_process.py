@@ -88,7 +88,7 @@ def columns_of(parts: Parts) -> int:
     return len(parts.number_fields) - parts.measures.gaps if parts.windows is None else 2
 
 
-def make_window_parts(rules: dict[str, Any], size_ms: int, overlap: int, *, gaps: bool) -> Parts:
+def make_window_parts(rules: dict[str, Any], size_ms: int, overlap: int, *, gaps: bool = False) -> Parts:
     """Parts of a stream whose cpu, a gauge, and sent, a counter, come in windows."""
     windows = WindowRules(size_ms, size_ms // overlap, ("mean", "max"), counters=(1,), keep_ms=5_000)
     names = window_columns(("cpu", "sent"), windows)
