@@ -97,10 +97,11 @@ class Ensemble:
         totals = [sum_fields(surprise) for surprise in surprises]
         strange = [m.strangeness(total) for m, total in zip(self.members, totals, strict=True)]
         loudest = np.argmax(np.stack(strange), axis=0)
-        surprise = np.choose(loudest[:, None], surprises).astype(np.float64)
-        total = np.choose(loudest, totals).astype(np.float64)
+        # Below 0 is what is less strange than usual; shared out with it, a small sum would give enormous parts.
+        surprise = np.maximum(np.choose(loudest[:, None], surprises).astype(np.float64), 0.0)
+        total = sum_fields(surprise)
         known = total > 0
-        shares = np.full(surprise.shape, 1 / surprise.shape[1])  # less than its mean: no field stands out
+        shares = np.full(surprise.shape, 1 / surprise.shape[1])  # where no field stands out
         shares[known] = surprise[known] / total[known, None]
         return (_mean(strange)[:, None] * shares).astype(np.float32)
 
@@ -124,7 +125,7 @@ class Ensemble:
         return []
 
 
-def sum_fields(surprise: F32) -> F32:
+def sum_fields(surprise: NDArray[Any]) -> NDArray[Any]:
     """(n,) sums of (n, F), field by field, so that a sum never depends on numpy's blocking."""
     total = surprise[:, 0].copy()
     for f in range(1, surprise.shape[1]):

@@ -40,6 +40,7 @@ def explain_record(verdicts: Verdicts, operation: int, rows: SessionRows, parts:
         "contributions": {
             field: float(nats) for field, nats in zip(parts.fields, verdicts.surprise[record], strict=True)
         },
+        "unit": parts.unit,
         "context": _context(verdicts, operation, rows, parts),
     }
 
@@ -56,6 +57,7 @@ def explain_end(verdicts: Verdicts, end: int, rows: SessionRows, parts: Parts) -
             "worst_record": worst if math.isfinite(worst) else None,
             "end": end_surprise if math.isfinite(end_surprise) else None,
         },
+        "unit": parts.unit,
         "worst_offset": offset if offset >= 0 else None,
         "context": _context(verdicts, operation, rows, parts),
     }

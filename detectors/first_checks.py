@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from detectors.ensemble import Ensemble
 from detectors.parts import Parts
 from detectors.process import Verdicts, process_batch
 from detectors.rows import PartitionState, SessionRows
@@ -74,7 +75,7 @@ def check_first(history: Sequence[Events], cuts: Sequence[int], parts: Parts, va
     if checked.refusals:
         return checked
     if validation_loss is not None and (parts.shape.fields or not parts.model.values):
-        model, baseline = _nats(later, parts)
+        model, baseline = _nats(_by_first_core(history, cuts, parts) or later, parts)
         checked.figures |= {"nats": model, "nats_by_frequency": baseline}
         worse = f"it predicts no better than frequencies do ({model:.3f} against {baseline:.3f} nats a record)"
         checked.hold(model < baseline, worse)
@@ -127,6 +128,17 @@ def _verdicts(events: Events, parts: Parts) -> Verdicts:
 
 def _without_bundle(parts: Parts) -> Parts:
     return replace(parts, learned=None, encoder=TokenEncoder(parts.shape.fields, None))
+
+
+def _by_first_core(history: Sequence[Events], cuts: Sequence[int], parts: Parts) -> list[_Later]:
+    """What the first core of an ensemble says alone, in nats, which a whole one does not; of a single core nothing."""
+    learned = parts.learned
+    if learned is None or not isinstance(learned.runtime, Ensemble):
+        return []
+    first = learned.runtime.members[0]
+    shape = replace(parts.shape, hidden=first.width)
+    alone = replace(parts, ensemble=(), learned=replace(learned, model=first.runtime), shape=shape)
+    return [_judge(events, cut, alone) for events, cut in zip(history, cuts, strict=True) if len(events)]
 
 
 def _nats(later: Sequence[_Later], parts: Parts) -> tuple[float, float]:

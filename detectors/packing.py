@@ -108,10 +108,10 @@ def unpack(bundle: Bundle, parts: Parts, runtime: str = "auto", device: str = "c
             f"{_in_words(wanted, differs)}; run `offbeat train --promote`"
         )
         raise BundleError(message)
-    return learned_of(bundle, runtime, device)
+    return learned_of(bundle, runtime, device, second=parts.second is not None)
 
 
-def learned_of(bundle: Bundle, runtime: str = "auto", device: str = "cpu") -> Learned:
+def learned_of(bundle: Bundle, runtime: str = "auto", device: str = "cpu", *, second: bool = True) -> Learned:
     """What `pack` wrote, whatever the stream's config says now: to look at, to verify, to compare.
 
     Raises
@@ -145,11 +145,14 @@ def learned_of(bundle: Bundle, runtime: str = "auto", device: str = "cpu") -> Le
         flat=schema.get("softmax") != CLASSES,
         values=len(schema["numbers"]) if schema.get("model.numbers") == FORECAST else 0,
     )  # fmt: skip
-    second, fields = None, len(vocabulary.sizes)
+    stage, fields = None, len(vocabulary.sizes)
     if again is not None:
-        its = replace(spec, core=again)
-        mine = load_runtime(its, _below(weights, _SECOND_WEIGHTS), runtime if runtime != "kernel" else "auto", device)
-        second = SecondStage(again, mine, row_width(its, fields), *of_second)
+        if second:
+            its = replace(spec, core=again)
+            mine = load_runtime(
+                its, _below(weights, _SECOND_WEIGHTS), "auto" if runtime == "kernel" else runtime, device
+            )
+            stage = SecondStage(again, mine, row_width(its, fields), *of_second)
         weights = {name: w for name, w in weights.items() if not name.startswith(_SECOND_WEIGHTS)}
     if cores:
         specs, of_members = [replace(spec, core=core) for core in cores], unjoined(weights, len(cores))
@@ -161,7 +164,7 @@ def learned_of(bundle: Bundle, runtime: str = "auto", device: str = "cpu") -> Le
         model = make_runtime(spec, weights, fields, runtime, device)
     return Learned(
         bundle.digest, vocabulary, model, records, sessions, templates, certificate, bins, seasonal, usual, *segments,
-        second,
+        stage,
     )  # fmt: skip
 
 

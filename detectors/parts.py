@@ -194,6 +194,16 @@ class Parts:
         return replace(self.model, sizes=sizes, inputs=input_sizes(seasonal))
 
     @property
+    def unit(self) -> str:
+        """Of contributions: nats of surprise, or shares of a score that is none, as forecasts and ensembles give it."""
+        return "nats" if self.learned is None or (len(self.cores) == 1 and self.predicts_numbers) else "score"
+
+    @property
+    def predicts_numbers(self) -> bool:
+        """Whether numbers have probabilities, and are no forecasts."""
+        return not (self.model.values or "linear" in self.cores)
+
+    @property
     def number_fields(self) -> tuple[str, ...]:
         """Names of the number columns, that of the time gap included."""
         return self.fields[self.shape.fields :]
@@ -232,7 +242,7 @@ class Parts:
         return self._tails(measures, ids, self._names_of(hashes))
 
     def _tails(self, measures: NDArray[np.float32], ids: NDArray[np.int32], names: Names | None) -> NDArray[np.float32]:
-        if self.cores == ("linear",) or self.model.values:  # there are no bins
+        if (self.cores == ("linear",) and self.second is None) or self.model.values:  # there are no bins
             return np.zeros(measures.shape, np.float32)
         mine = np.ascontiguousarray(ids[:, self.shape.fields : len(self.fields)])
         return self._number_encoder.tails(measures.astype(np.float64), mine, names)

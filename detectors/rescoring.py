@@ -8,14 +8,17 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from detectors.calibration import Calibration
 from detectors.contexts import Window, replay
 from detectors.parts import Parts, SecondStage
 from detectors.process import Verdicts
 from detectors.rows import PartitionState, SessionRows
+from models.runtime import F32
 
 BLOCK = 1_000  # offsets that a budget is for
 
@@ -50,56 +53,82 @@ def rescore(
 ) -> tuple[Rescored, PartitionState]:
     """Look again at a slice's anomalies, in the order they were found.
 
-    A pass is a window through the core. In each thousand offsets of the source the first anomalies have theirs until
-    the budget is spent; what comes after is counted.
+    A pass is a window through the core. In each thousand offsets of the source the first records have theirs until the
+    budget is spent, and likewise the first sessions, by their last records; what comes after is counted. A session
+    longer than the context is not looked at as a whole, only its records are.
 
     Parameters
     ----------
     rows
         Those before the slice.
+    state
+        After the slice.
     """
-    second = None if parts.learned is None else parts.learned.second
-    found = [(int(verdicts.walk.of_events[i]), True, i) for i in np.flatnonzero(verdicts.anomaly).tolist()]
-    found += [(int(verdicts.ends.operation[e]), False, e) for e in np.flatnonzero(verdicts.ends.anomaly).tolist()]
-    if second is None or not found:
+    second = None if parts.learned is None or parts.second is None else parts.learned.second
+    if second is None or not (verdicts.anomaly.any() or verdicts.ends.anomaly.any()):
         return NOTHING, state
-    (block, spent), chosen = state.rescoring, []
-    if block * BLOCK > state.next_offset:  # the source was made anew, or its offset reset
-        block, spent = 0, 0
-    for operation, is_record, number in sorted(found):
-        seen = int(verdicts.walk.record[operation])
-        if seen >= 0 and len(verdicts.events) and (now := int(verdicts.events.offsets[seen]) // BLOCK) > block:
-            block, spent = now, 0
-        if spent < parts.passes:
-            chosen.append((operation, is_record, number))
-            spent += 1
-    scores = _scores(verdicts, [(operation, is_record) for operation, is_record, _ in chosen], rows, second, parts)
-    of_records: dict[int, Rescore] = {}
-    of_sessions: dict[int, Rescore] = {}
-    for (_, is_record, number), score in zip(chosen, scores, strict=True):
-        where, own = (of_records, second.records) if is_record else (of_sessions, second.sessions)
-        where[number] = _judge(second.core, score, own, parts.rate)
-    return Rescored(of_records, of_sessions, len(found) - len(chosen)), replace(state, rescoring=(block, spent))
+    walk, ends = verdicts.walk, verdicts.ends
+    records = np.flatnonzero(verdicts.anomaly)
+    sessions = np.flatnonzero(ends.anomaly & (walk.ended_events[ends.operation] <= parts.shape.context))
+    of_records, of_sessions = (_Budget(*spent).since(state.next_offset) for spent in state.rescoring)
+    records = of_records.first(records, verdicts.events.offsets[records], parts.passes)
+    sessions = of_sessions.first(sessions, ends.last_offset[sessions], parts.passes)
+    operations = np.concatenate([walk.of_events[records], ends.operation[sessions]])
+    is_record = np.arange(len(operations)) < len(records)
+    scores = _scores(verdicts, operations, is_record, rows, second, parts)
+    rescored = Rescored(
+        _judge(records, scores[is_record], second.records, second.core, parts.rate),
+        _judge(sessions, scores[~is_record], second.sessions, second.core, parts.rate),
+        int(verdicts.anomaly.sum() + ends.anomaly.sum()) - len(scores),
+    )  # fmt: skip
+    return rescored, replace(state, rescoring=(of_records.spent, of_sessions.spent))
+
+
+@dataclass
+class _Budget:
+    """Passes that one kind of anomaly had in the latest thousand of offsets."""
+
+    block: int
+    used: int
+
+    @property
+    def spent(self) -> tuple[int, int]:
+        return self.block, self.used
+
+    def since(self, next_offset: int) -> _Budget:
+        """The same, or a new one where the source was made anew or its offset reset."""
+        return _Budget(0, 0) if self.block * BLOCK > next_offset else self
+
+    def first(self, found: NDArray[np.intp], offsets: NDArray[np.int64], passes: int) -> NDArray[np.intp]:
+        """Those of what was found that have a pass."""
+        chosen = np.zeros(len(found), np.bool_)
+        for i, offset in enumerate(offsets.tolist()):
+            if offset // BLOCK > self.block:
+                self.block, self.used = offset // BLOCK, 0
+            chosen[i] = self.used < passes
+            self.used += int(chosen[i])
+        return found[chosen]
 
 
 def _scores(
-    verdicts: Verdicts, chosen: list[tuple[int, bool]], rows: SessionRows, second: SecondStage, parts: Parts
-) -> list[np.float32]:
+    verdicts: Verdicts, operations: NDArray[Any], is_record: NDArray[np.bool_], rows: SessionRows, second: SecondStage,
+    parts: Parts,
+) -> F32:  # fmt: skip
     """Of each operation: a record's own score, a session's largest with that of its end."""
-    if not chosen:
-        return []
+    if not len(operations):
+        return np.empty(0, np.float32)
     windows = [
-        Window.before(verdicts, operation, rows, itself=is_record).last(parts.shape.context + is_record)
-        for operation, is_record in chosen
+        Window.before(verdicts, operation, rows, itself=itself).last(parts.shape.context + itself)
+        for operation, itself in zip(operations.tolist(), is_record.tolist(), strict=True)
     ]
     replayed = replay(windows, second.model, second.width, parts)
     last = np.append(replayed.starts[1:], len(replayed.score)) - 1
     worst = np.maximum(np.maximum.reduceat(replayed.score, replayed.starts), replayed.end_surprise)
-    return [
-        replayed.score[last[k]] if is_record else worst[k] for k, (_, is_record) in enumerate(chosen)
-    ]  # fmt: skip
+    return np.where(is_record, replayed.score[last], worst)
 
 
-def _judge(core: str, score: np.float32, calibration: Calibration, rate: float) -> Rescore:
-    p_value = float(calibration.p_values(np.array([score], np.float32))[0])
-    return Rescore(core, float(score), p_value, p_value <= rate)
+def _judge(
+    numbers: NDArray[np.intp], scores: F32, calibration: Calibration, core: str, rate: float
+) -> dict[int, Rescore]:
+    found = zip(numbers.tolist(), scores.tolist(), calibration.p_values(scores).tolist(), strict=True)
+    return {number: Rescore(core, score, p_value, p_value <= rate) for number, score, p_value in found}

@@ -183,7 +183,8 @@ class PartitionState:
     online
         What was learned online; None before the first record and once a bundle serves.
     rescoring
-        The latest thousand of offsets in which something was looked at again, and how often (detectors/rescoring.py).
+        Of records and of sessions, the latest thousand of offsets in which some were looked at again, and how many
+        (detectors/rescoring.py).
     """
 
     next_offset: int
@@ -192,7 +193,7 @@ class PartitionState:
     recent_ids: bytes = b""
     schema: SchemaState | None = None
     online: OnlineState | None = None
-    rescoring: tuple[int, int] = (0, 0)
+    rescoring: tuple[tuple[int, int], tuple[int, int]] = ((0, 0), (0, 0))
 
     def advance(
         self, next_offset: int | None, watermark_ms: int, records: int, online: OnlineState | None

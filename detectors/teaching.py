@@ -126,14 +126,16 @@ def train_split(
         refuse_hopeless(learning, parts)
     validation = sequences(history, split.validate, parts, host.scratch, values)
     trained = []
+    # It needs nothing to tell it when to stop; and folds calibrate it, so what serves learns from everything. It comes
+    # first, for what it refuses it refuses before anything long.
+    chosen = np.ones_like(split.learn) if name == SERVED else ~split.calibrate
+    forecasts = {**Autoregression.fit(measured(history, chosen)).to_arrays()} if "linear" in parts.cores else {}
     for k, core in enumerate([*parts.cores, parts.second] if parts.second else parts.cores):
         own = replace(options, seed=options.seed + k, unknown=fields.unknown(parts))
         state_name = f"{name}-{k + 1}" if k else name
         spec = fields.spec(parts.of_core(core))
         if core == "linear":
-            # It needs nothing to tell it when to stop; and folds calibrate it, so what serves learns from everything.
-            chosen = np.ones_like(split.learn) if name == SERVED else ~split.calibrate
-            trained.append(Trained(spec, {**Autoregression.fit(measured(history, chosen)).to_arrays()}))
+            trained.append(Trained(spec, forecasts))
         else:
             one = _train_core(spec, parts, learning, validation, own, on_epoch, clock, host, state_name)
             weights = one.weights if values is None else with_values(one.weights, spec, values, validation)

@@ -120,11 +120,12 @@ class ForecastRuntime:
 
         `states` are (H + C,), as one operation has them.
         """
-        reach = self.values.reach * self.values.spread
-        return [
-            None if np.isnan(middle) else (middle - off, middle, middle + off)
-            for middle, off in zip(states[self.spec.hidden :].tolist(), reach.tolist(), strict=True)
-        ]
+        reach, largest = self.values.reach * self.values.spread, float(np.finfo(np.float32).max)
+        found: list[tuple[float, float, float] | None] = []
+        for middle, off in zip(states[self.spec.hidden :].tolist(), reach.tolist(), strict=True):
+            low, median, high = (min(max(x, -largest), largest) for x in (middle - off, middle, middle + off))
+            found.append(None if np.isnan(middle) else (low, median, high))
+        return found
 
 
 def _check(spec: ModelSpec, weights: Mapping[str, NDArray[Any]]) -> None:

@@ -55,7 +55,7 @@ class PartitionRow:
     controls: int
     recent_ids: bytes = b""
     schema: SchemaState | None = None
-    rescoring: tuple[int, int] = (0, 0)
+    rescoring: tuple[tuple[int, int], tuple[int, int]] = ((0, 0), (0, 0))
     complete: bool = False
 
     def encode(self) -> bytes:

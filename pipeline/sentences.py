@@ -71,6 +71,9 @@ def why_of(anomaly: Json) -> str:
     ...     "expected": {"@gap_s": [{"low": 0.4, "median": 1.1, "high": 6.0}]},
     ...     "contributions": {"action": 0.1, "@gap_s": 9.5}})
     'gap: after add came 41 s (<0.01 %), expected 0.4 to 6 s'
+    >>> why_of({"type": "record", "observed": {"cpu": 99.0}, "context": [{"cpu": 41.0}], "unit": "score",
+    ...     "expected": {"cpu": [{"low": 38.0, "median": 41.0, "high": 44.0}]}, "contributions": {"cpu": 3.2}})
+    'cpu: after 41 came 99, expected 38 to 44'
     """
     if anomaly["type"] == "session":
         return _why_session(anomaly)
@@ -82,6 +85,8 @@ def why_of(anomaly: Json) -> str:
         where = f"after {_before(anomaly, field)}" if anomaly["context"] else "as the first event"
     name, came = "gap" if field == GAP else field, _told(anomaly["observed"][field], field)
     share = _percent(_probability(anomaly["contributions"][field]))
+    if anomaly.get("unit") == "score":  # no logarithm of a probability
+        return f"{name}: {where} came {came}, expected {_best(anomaly, field)}"
     if anomaly.get("status") == _WARMING_UP:
         return f"{name}: came {came} ({share}); warming up, confidence {anomaly['confidence']:.2f}"
     return f"{name}: {where} came {came} ({share}), expected {_best(anomaly, field)}"
@@ -94,10 +99,10 @@ def _why_session(anomaly: Json) -> str:
     ended = parts["end"] is not None and (parts["worst_record"] is None or parts["end"] >= parts["worst_record"])
     if ended:
         last = f" after {_shown(anomaly['context'][-1][field])}" if anomaly["context"] else ""
-        share = _percent(_probability(parts["end"]))
-        return f"{head}: it ended{last} ({share}), expected {_best(anomaly, field)}"
+        share = "" if anomaly.get("unit") == "score" else f" ({_percent(_probability(parts['end']))})"
+        return f"{head}: it ended{last}{share}, expected {_best(anomaly, field)}"
     where = "" if anomaly["worst_offset"] is None else f", at offset {anomaly['worst_offset']}"
-    return f"{head}: its strangest record had a surprise of {parts['worst_record']:.1f}{where}"
+    return f"{head}: its strangest record had a score of {parts['worst_record']:.1f}{where}"
 
 
 def _best(anomaly: Json, field: str) -> str:

@@ -481,6 +481,9 @@ class StreamSettings(Section):
             )
             raise ValueError(message)
         self._check_forecasts()
+        if len(self.model.cores) > 1 and set(self.model.cores) == {"linear"}:
+            message = "an ensemble of linear alone says what one does; leave model.ensemble away, or add another core"
+            raise ValueError(message)
         self._check_gaps()
         if self.state_numbers > _MOST_STATE_NUMBERS:
             message = (
@@ -550,7 +553,10 @@ class StreamSettings(Section):
         ids = (1,) * (columns - values)
         specs = [ModelSpec(core, model.hidden, ids, (), model.context, values=values) for core in model.cores]
         return sum(
-            state_size("linear", 0, 0, len(numbers)) if spec.core == "linear" else spec.state_numbers for spec in specs
+            state_size("linear", 0, 0, len(numbers) + len(self.parameter_fields))
+            if spec.core == "linear"
+            else spec.state_numbers
+            for spec in specs
         )
 
     def window_rules(self, gap_ms: int) -> WindowRules | None:

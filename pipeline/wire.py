@@ -136,6 +136,10 @@ class _Anomaly(_Message):
         description="The three most probable tokens of each token field; of a number one entry, or none if unknown. "
         "None while warming up."
     )
+    unit: Literal["nats", "score"] = Field(
+        description="Of the contributions. nats: minus logarithms of probabilities. score: parts of a score that is "
+        "none, such as how far off forecasts were, or that of an ensemble."
+    )
     context: list[dict[str, Any]] = Field(description="The session's last events before, oldest first.")
     model: Model
     source: Source

@@ -142,3 +142,14 @@ def test_another_ensemble_is_refused(pair: tuple[Path, Parts]) -> None:
     for ensemble in ((), ("gru",), ("lstm", "gru")):
         with pytest.raises(BundleError, match=r"was trained with core \['gru', 'lstm'\], but the config says core"):
             unpack(read_bundle(folder), replace(parts, ensemble=ensemble))
+
+
+def test_parts_of_a_score_are_no_larger_than_it() -> None:
+    """A field less strange than usual takes nothing from the others, also where the sum is next to nothing."""
+    member = Member(Says([[3.1, -3.0999997], [-1.0, -2.0], [0.5, 1.5]]), CALIBRATION, 2, 2)
+    surprise = asked(Ensemble([member]), 3).surprise
+    strange = member.strangeness(np.array([3.1 - 3.0999997, -3, 2], np.float32))
+    assert_allclose(surprise.sum(axis=1), strange, rtol=1e-5)
+    assert (surprise >= 0).all()
+    assert surprise[0, 1] == 0
+    assert surprise[1, 0] == surprise[1, 1]

@@ -266,7 +266,7 @@ def test_a_section_that_is_empty_can_come_from_the_environment(
         (("produce", "f", "-s", "orders", "--rate", "0"), "--rate"),
         (
             ("tail", "nonsense"),
-            "'nonsense' is no output topic; there are anomalies, decisions, dead-letters, late, drift",
+            "'nonsense' is no output topic; there are anomalies, rescores, decisions, dead-letters, late",
         ),
         (("tail", "--limit", "0"), "--limit"),
         (("sessions", "show", "a", "-s", "nope"), "the config has no stream 'nope'; it has: orders"),

@@ -20,7 +20,8 @@ def test_worker_and_file_agree_within_a_tolerance(core: str, second: str | None,
     So does its second stage, where it has one.
     """
     section = {"model": {"core": core, "hidden": 16, "context": 6}}
-    stack.configure(stream=section | ({"second_stage": {"core": second}} if second else {}), device="cpu")
+    section |= {"second_stage": {"core": second, "passes": 1_000}} if second else {}
+    stack.configure(stream=section, device="cpu")
     write_untrained_bundle(stack, core=core, second=second)
     events = as_records(shop_events(1, 600))
     stack.produce(events[: len(events) // 2])

@@ -18,7 +18,7 @@ from features.templates import Templates
 from features.time_gaps import GAP
 from features.tokens import Vocabulary
 from features.windows import WindowRules
-from models.spec import state_size
+from models.spec import LAGS, state_size
 from pipeline.errors import ConfigError, UsageError
 from pipeline.reference import example
 from pipeline.serving import certificate, make_decoder, make_parts, record_name, saved_name, state_fingerprint
@@ -202,6 +202,7 @@ def test_masks_that_promise_too_much_are_refused(section: dict[str, Any], senten
         ({"numbers": ["x"], "model": FORECAST | {"core": "linear"}}, "model.core: linear always forecasts numbers"),
         ({"numbers": ["x"], "model": FORECAST | {"order": "loose"}}, "write model.order: strict"),
         ({"numbers": ["x"], "model": FORECAST, "second_stage": {"core": "tcn"}}, "leave second_stage away"),
+        ({"numbers": ["x"], "model": {"core": "linear", "ensemble": ["linear"]}}, "an ensemble of linear alone"),
     ],
 )
 def test_numbers_that_cannot_be_learned_are_refused(section: dict[str, Any], sentence: str) -> None:
@@ -464,3 +465,12 @@ def test_a_segment_is_a_field_of_the_record() -> None:
     assert len(set(prints)) == 3
     with pytest.raises(ConfigError, match=r"b\["):
         settings_with(segment="b[")
+
+
+@pytest.mark.parametrize("model", [{"core": "linear"}, {"core": "gru", "ensemble": ["linear"]}])
+def test_a_row_holds_forecasts_of_parameters_too(model: dict[str, Any]) -> None:
+    """The linear core forecasts what lines hold as well as what fields do: a row has room for all of it."""
+    stream = {"topic": "t", "kind": "logs", "session": {"by": "k"}, "message": "m", "numbers": ["x"], "parameters": 2}
+    settings = parse_settings({"streams": {"s": stream | {"model": model}}}, {})
+    rest = 64 if "ensemble" in model else 0
+    assert make_parts(settings, "s", None).shape.hidden == rest + 3 * (LAGS + 1)
