@@ -6,7 +6,8 @@ trainings more as there are blocks, so it is for histories of few sessions.
 
 The model that serves is another than those, so what it says of the history counts too. Where many scores are the same,
 as of sessions' first lines, each model gives all of these a score of its own: that of the one that serves may lie just
-above those of the others, and every twentieth record be an anomaly. No score is rarer than it finds it in the history.
+above those of the others, and every twentieth record be an anomaly. No score is rarer than it finds it in the history,
+as far as counting tells: its own largest scores are a few draws, and the larger of two such draws would be too high.
 
 References
 ----------
@@ -21,6 +22,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from detectors.splits import Split
+from detectors.tail import JOIN
 
 FOLDS = 3  # so that each model learns from about as many sessions as the one that serves
 # With more sessions the trainings cost more than they give: a fifth of these is enough for one in 1,300.
@@ -41,17 +43,23 @@ def is_worthwhile(sessions: int, rate: float, share: float) -> bool:
 def raised_to(scores: NDArray[np.float32], own: NDArray[np.float32]) -> NDArray[np.float32]:
     """(n,) scores by other models, in their order, each at least what the one that serves gives at the same rank.
 
+    Of the largest, where counting tells little, only as much as keeps them the largest.
+
     `own` (m,) are its scores of the same; those that it learned from are too low, which changes nothing.
 
-    >>> raised_to(np.array([3, 1, 2], np.float32), np.array([0, 0, 4], np.float32)).tolist()
-    [4.0, 1.0, 2.0]
+    >>> alike, own = np.full(100, 2, np.float32), np.full(100, 3, np.float32)
+    >>> set(raised_to(alike, own).tolist()), set(raised_to(alike, np.append(alike[1:], np.float32(9))).tolist())
+    ({3.0}, {2.0})
     """
-    if not len(scores) or not len(own):
+    counted = max(0, len(scores) - JOIN)
+    if not counted or not len(own):
         return scores
     raised = np.empty_like(scores)
     ranks = ((np.arange(len(scores)) + 1) * len(own) - 1) // len(scores)
     order = np.argsort(scores, kind="stable")
-    raised[order] = np.maximum(scores[order], np.sort(own)[ranks])
+    floor = np.sort(own)[ranks]
+    floor[counted:] = floor[counted - 1]
+    raised[order] = np.maximum(scores[order], floor)
     return raised
 
 

@@ -126,8 +126,8 @@ def train_split(
         refuse_hopeless(learning, parts)
     validation = sequences(history, split.validate, parts, host.scratch, values)
     trained = []
-    # It needs nothing to tell it when to stop; and folds calibrate it, so what serves learns from everything. It comes
-    # first, for what it refuses it refuses before anything long.
+    # The linear core needs nothing to tell it when to stop; and folds calibrate it, so what serves learns from
+    # everything. It comes first, for what it refuses it refuses before anything long.
     chosen = np.ones_like(split.learn) if name == SERVED else ~split.calibrate
     forecasts = {**Autoregression.fit(measured(history, chosen)).to_arrays()} if "linear" in parts.cores else {}
     for k, core in enumerate([*parts.cores, parts.second] if parts.second else parts.cores):

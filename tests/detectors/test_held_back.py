@@ -69,13 +69,13 @@ def test_windows_are_scored_the_same_in_any_slices(drawn: list[Any], most: int, 
 
 def test_scores_are_raised_within_their_segment() -> None:
     """What the model that serves finds usual in one segment makes nothing usual in another."""
-    none = np.zeros(4, np.int32)
-    segments = np.array([*"aab", None], object)
-    scores, own = np.array([1, 2, 3, 4], np.float32), np.array([9, 7, 0, 5], np.float32)
-    theirs = HeldBack(scores, none, scores[:3], none[:3], segments, segments[:3])
-    raised = theirs.raised_to(HeldBack(own, none, own[:3], none[:3], segments, segments[:3]))
-    assert raised.records.tolist() == [7, 9, 3, 5]
-    assert raised.sessions.tolist() == [7, 9, 3]
+    segments = np.array(["a"] * 40 + ["b"] * 40 + [None] * 40, object)
+    none, scores = np.zeros(120, np.int32), np.repeat([1, 2, 3], 40).astype(np.float32)
+    own = np.repeat([9, 0, 5], 40).astype(np.float32)
+    theirs = HeldBack(scores, none, scores[:80], none[:80], segments, segments[:80])
+    raised = theirs.raised_to(HeldBack(own, none, own[:80], none[:80], segments, segments[:80]))
+    assert raised.records.tolist() == [9] * 40 + [2] * 40 + [5] * 40
+    assert raised.sessions.tolist() == [9] * 40 + [2] * 40
 
 
 def test_the_strangest_sessions_are_left_out() -> None:
