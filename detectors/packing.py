@@ -149,13 +149,14 @@ def learned_of(bundle: Bundle, runtime: str = "auto", device: str = "cpu", *, se
     if again is not None:
         if second:
             its = replace(spec, core=again)
-            mine = load_runtime(
-                its, _below(weights, _SECOND_WEIGHTS), "auto" if runtime == "kernel" else runtime, device
-            )
+            mine = load_runtime(its, _below(weights, _SECOND_WEIGHTS), device=device)  # none of these has a kernel
             stage = SecondStage(again, mine, row_width(its, fields), *of_second)
         weights = {name: w for name, w in weights.items() if not name.startswith(_SECOND_WEIGHTS)}
     if cores:
-        specs, of_members = [replace(spec, core=core) for core in cores], unjoined(weights, len(cores))
+        specs, of_members = (
+            [replace(spec, core=core) for core in cores],
+            [_below(weights, f"{k}.") for k in range(len(cores))],
+        )
         runtimes = [
             make_runtime(s, w, fields, runtime, device) for s, w in zip(specs, of_members, strict=True)
         ]  # fmt: skip
@@ -176,13 +177,6 @@ def joined(
     if len(weights) == 1:
         return {**weights[0], **again}
     return {f"{k}.{name}": w for k, of_member in enumerate(weights) for name, w in of_member.items()} | again
-
-
-def unjoined(weights: Mapping[str, NDArray[Any]], members: int) -> list[dict[str, NDArray[Any]]]:
-    """What `joined` was given, of that many members."""
-    if members == 1:
-        return [dict(weights)]
-    return [_below(weights, f"{k}.") for k in range(members)]
 
 
 def _below(weights: Mapping[str, NDArray[Any]], prefix: str) -> dict[str, NDArray[Any]]:

@@ -196,12 +196,8 @@ class Parts:
     @property
     def unit(self) -> str:
         """Of contributions: nats of surprise, or shares of a score that is none, as forecasts and ensembles give it."""
-        return "nats" if self.learned is None or (len(self.cores) == 1 and self.predicts_numbers) else "score"
-
-    @property
-    def predicts_numbers(self) -> bool:
-        """Whether numbers have probabilities, and are no forecasts."""
-        return not (self.model.values or "linear" in self.cores)
+        forecasts = self.model.values or self.model.core == "linear"
+        return "score" if self.learned is not None and (self.ensemble or forecasts) else "nats"
 
     @property
     def number_fields(self) -> tuple[str, ...]:

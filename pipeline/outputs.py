@@ -182,11 +182,11 @@ class Emitter:
             origin = self._origin(records[verdicts.events.index[i]]) if known else None
             self._alarm(out, self._record(done, i), now_ms, origin)
         for e in range(len(verdicts.ends.operation)):
-            explained = self._session(done, e)
-            if is_sampled(explained["id"], self.sample):
-                self._decide(out, session_decision(verdicts, e, explained["session"], self.place, self.parts), now_ms)
-            if explained["anomaly"]:
-                self._alarm(out, explained, now_ms, None)
+            decision = self._decision_on_session(done, e)
+            if is_sampled(decision["id"], self.sample):
+                self._decide(out, decision, now_ms)
+            if decision["anomaly"]:
+                self._alarm(out, decision | self._why_session(done, e), now_ms, None)
         return out
 
     def dead_letter(self, reject: Reject, record: Record, now_ms: int) -> Output:
@@ -241,12 +241,16 @@ class Emitter:
         return decision | explained | self._again(done.rescored.records.get(i))
 
     def _session(self, done: Processed, e: int) -> Json:
+        decision = self._decision_on_session(done, e)
+        return decision | self._why_session(done, e) if decision["anomaly"] else decision
+
+    def _decision_on_session(self, done: Processed, e: int) -> Json:
         name = done.names[done.verdicts.walk.row[done.verdicts.ends.operation[e]]]
-        decision = session_decision(done.verdicts, e, name, self.place, self.parts)
-        if not decision["anomaly"]:
-            return decision
+        return session_decision(done.verdicts, e, name, self.place, self.parts)
+
+    def _why_session(self, done: Processed, e: int) -> Json:
         explained = explain_end(done.verdicts, e, done.rows, self.parts)
-        return decision | explained | self._again(done.rescored.sessions.get(e))
+        return explained | self._again(done.rescored.sessions.get(e))
 
     def _again(self, rescore: Rescore | None) -> Json:
         """What a second stage says, None where it had no pass left; nothing where there is none."""

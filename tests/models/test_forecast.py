@@ -25,8 +25,9 @@ from models.training import Epoch, TrainingOptions, mean_loss, train
 from models.training_state import TrainingState
 from models.usual_errors import with_values
 from models.values import Values, held, told
+from tests.models.drawn import draw_operations
 
-SIZES, INPUTS, CHANNELS, HIDDEN, WINDOW, END = (30, 5), (8,), 3, 16, 9, 2
+SIZES, INPUTS, CHANNELS, HIDDEN, WINDOW = (30, 5), (8,), 3, 16, 9
 SPEC = ModelSpec("gru", HIDDEN, SIZES, INPUTS, WINDOW, values=CHANNELS)
 TOLERANCE = {"atol": 2e-4, "rtol": 1e-4}
 clock = itertools.count().__next__
@@ -66,17 +67,8 @@ Slice = tuple[np.ndarray, ...]
 
 def slice_of(seed: int, rows: int, count: int) -> Slice:
     """Kinds, rows, records, openings, ids, gaps and numbers: events, late ones and ends of sessions, at random."""
-    rng, is_open, kind, row, record, first = np.random.default_rng(seed), np.zeros(rows, np.bool_), [], [], [], []
-    for _ in range(count):
-        s, what = int(rng.integers(rows)), int(rng.choice([STEP, STEP, STEP, LATE, END]))
-        if what == END and not is_open[s]:
-            continue
-        if what != END:
-            first.append(not is_open[s])
-        kind.append(what)
-        row.append(s)
-        record.append(len(first) - 1)
-        is_open[s] = (is_open[s] or what == STEP) and what != END
+    rng = np.random.default_rng(seed)
+    kind, row, record, first = draw_operations(rng, np.zeros(rows, np.bool_), count)
     n = len(first)
     tokens = np.stack([rng.integers(0, size, n) for size in SIZES + INPUTS], -1).reshape(n, 3)
     return (

@@ -20,10 +20,10 @@ from models.kernels import LATE, STEP
 from models.runtime import GruKernel, Runtime, Scores, load_runtime
 from models.spec import CORES, ModelSpec, state_size
 from models.torch_runtime import Runs, TorchRuntime
+from tests.models.drawn import draw_operations
 
 SIZES, INPUTS, HIDDEN, WINDOW = (40, 5, 4), (8,), 32, 9
 NATS, STATES = {"atol": 2e-4, "rtol": 1e-4}, {"atol": 2e-5, "rtol": 1e-4}
-END = 2
 DEVICES = [
     "cpu",
     pytest.param("cuda", marks=pytest.mark.skipif(
@@ -54,18 +54,7 @@ def operations(seed: int, rows: int, count: int, hot: float = 0.0) -> Operations
     A share `hot` of all falls on row 0. Rows begin open or not, sessions end and open again, some events are late.
     """
     rng = np.random.default_rng(seed)
-    is_open, kind, row, record, first = rng.random(rows) < 0.5, [], [], [], []
-    for _ in range(count):
-        s = 0 if rng.random() < hot else int(rng.integers(rows))
-        what = rng.choice([STEP, STEP, STEP, STEP, LATE, END])
-        if what == END and not is_open[s]:
-            continue
-        if what != END:
-            first.append(not is_open[s])
-        kind.append(what)
-        row.append(s)
-        record.append(len(first) - 1)
-        is_open[s] = (is_open[s] or what == STEP) and what != END
+    kind, row, record, first = draw_operations(rng, rng.random(rows) < 0.5, count, hot)
     n = len(first)
     tokens = np.stack([rng.integers(0, size, n) for size in SIZES + INPUTS], -1).reshape(n, 4)
     ranges = np.stack([np.zeros((n, 1)), np.full((n, 1), SIZES[-1])], -1)
