@@ -10,10 +10,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from detectors.ensemble import sum_fields
-from detectors.parts import Model, Parts
+from detectors.parts import Parts
 from detectors.rows import SessionRows
 from features.sessions import STEP, log_gaps
-from models.runtime import F32
+from models.runtime import F32, Runtime
 
 if TYPE_CHECKING:
     from detectors.process import Verdicts
@@ -95,7 +95,7 @@ class Replayed:
     hidden: F32
 
 
-def replay(windows: Sequence[Window], model: Model, width: int, parts: Parts) -> Replayed:
+def replay(windows: Sequence[Window], model: Runtime, width: int, parts: Parts) -> Replayed:
     """Read windows, of which there is one, each with an event; `width` is that of a row's state."""
     lengths = np.array([len(window.time_ms) for window in windows])
     times = np.concatenate([window.time_ms for window in windows])

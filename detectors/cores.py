@@ -17,7 +17,7 @@ from models.spec import ModelSpec, state_size
 
 def make_runtime(
     spec: ModelSpec, weights: Mapping[str, NDArray[Any]], fields: int, runtime: str = "auto", device: str = "cpu"
-) -> Runtime | LinearRuntime:
+) -> Runtime:
     """What serves a model; `fields` of its sizes are tokens, the others numbers.
 
     Raises
@@ -33,7 +33,7 @@ def make_runtime(
 
 
 def make_ensemble(
-    specs: Sequence[ModelSpec], runtimes: Sequence[Runtime | LinearRuntime], records: Sequence[Calibration], fields: int
+    specs: Sequence[ModelSpec], runtimes: Sequence[Runtime], records: Sequence[Calibration], fields: int
 ) -> Ensemble:
     """Members as one, from what serves each and the calibrations of their own records."""
     members = []

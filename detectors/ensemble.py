@@ -44,7 +44,7 @@ class Member:
         Of these, those that its heads read.
     """
 
-    runtime: Runtime | LinearRuntime
+    runtime: Runtime
     records: Calibration
     width: int
     reads: int
@@ -109,7 +109,7 @@ class Ensemble:
         """As `Runtime.log_probabilities` says: of the mean of what the members expect."""
         expected, low = [], 0
         for member in self.members:
-            if not isinstance(member.runtime, LinearRuntime) and member.predicts:
+            if member.predicts:
                 expected.append(member.runtime.log_probabilities(states[:, low : low + member.reads]))
             low += member.reads
         with np.errstate(divide="ignore"):  # what none expects at all

@@ -18,7 +18,7 @@ from detectors.guards import refuse_nothing
 from detectors.held_back import HeldBack
 from detectors.history import data_span, read_history
 from detectors.packing import CLASSES, joined, pack
-from detectors.parts import Model, Parts
+from detectors.parts import Parts
 from detectors.splits import LEARN, VALIDATE, split_by_time
 from detectors.teaching import ALONE, Clock, Host, OnEpoch, Taught, Trained, scores_of, train_split
 from features.events import Events
@@ -27,6 +27,7 @@ from features.templates import Templates
 from features.tokens import Vocabulary
 from models.augmentation import SHARE
 from models.errors import UnsuitableDataError
+from models.runtime import Runtime
 from models.training import TrainingOptions
 
 _CURVE = ("loss", "validation_loss", "learning_rate", "gradient_norm")  # what a manifest tells of each epoch
@@ -117,7 +118,7 @@ def _recipe(parts: Parts) -> dict[str, Any]:
     return drawn | {"gaps": gaps} | ({"delayed": SHARE} if parts.order == "loose" else {})
 
 
-def _ask(taught: Taught, folds: Sequence[Taught], bad: float, model: Callable[[Taught], Model]) -> HeldBack:
+def _ask(taught: Taught, folds: Sequence[Taught], bad: float, model: Callable[[Taught], Runtime]) -> HeldBack:
     """Scores that calibrate a model, less the share of sessions that is bad: of what it never saw, or of all.
 
     With folds every session is scored by the model of others, and no milder than the one that serves scores them.

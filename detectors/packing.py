@@ -13,14 +13,14 @@ from safetensors.numpy import load, save
 
 from detectors.calibration import Calibration
 from detectors.cores import make_ensemble, make_runtime, row_width
-from detectors.parts import BINS, FORECAST, NO_NUMBERS, NO_TEMPLATES, Learned, Model, Parts, SecondStage, input_sizes
+from detectors.parts import BINS, FORECAST, NO_NUMBERS, NO_TEMPLATES, Learned, Parts, SecondStage, input_sizes
 from detectors.segments import BySegment, segment_arrays, segments_of
 from features.numbers import NumberBins
 from features.templates import Templates
 from features.tokens import Vocabulary
 from models.bundle import Bundle
 from models.errors import BundleError
-from models.runtime import load_runtime, widened
+from models.runtime import Runtime, load_runtime, widened
 from models.spec import ModelSpec
 
 CLASSES = "classes"  # of ids, in the softmax of large vocabularies; bundles of before there were any do not say it
@@ -160,7 +160,7 @@ def learned_of(bundle: Bundle, runtime: str = "auto", device: str = "cpu", *, se
         runtimes = [
             make_runtime(s, w, fields, runtime, device) for s, w in zip(specs, of_members, strict=True)
         ]  # fmt: skip
-        model: Model = make_ensemble(specs, runtimes, members, fields)
+        model: Runtime = make_ensemble(specs, runtimes, members, fields)
     else:
         model = make_runtime(spec, weights, fields, runtime, device)
     return Learned(

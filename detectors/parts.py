@@ -11,7 +11,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from detectors.calibration import Calibration
-from detectors.ensemble import Ensemble
 from detectors.half_space_trees import Trees
 from detectors.online import ONLINE, OnlineRules
 from detectors.rows import RowShape
@@ -25,14 +24,12 @@ from features.templates import Templates
 from features.time_gaps import allow_known
 from features.tokens import TokenEncoder, Vocabulary, stable_hash
 from features.windows import WindowRules
-from models.linear import LinearRuntime
 from models.runtime import Runtime
 from models.spec import WINDOWED, ModelSpec
 
 NO_TEMPLATES = Templates(())
 NO_NUMBERS = NumberBins(())
 NO_RULES = NumberRules()
-Model = Runtime | LinearRuntime | Ensemble
 USUAL_MODEL = ModelSpec("gru", 64, ())
 BINS, FORECAST = "bins", "forecast"  # what a model makes of numbers; bundles of before there was a choice say nothing
 
@@ -74,7 +71,7 @@ class Learned:
 
     digest: str
     vocabulary: Vocabulary
-    model: Model | None  # none while it is being trained
+    model: Runtime | None  # none while it is being trained
     records: Calibration
     sessions: Calibration
     templates: Templates = NO_TEMPLATES
@@ -87,7 +84,7 @@ class Learned:
     second: SecondStage | None = None
 
     @property
-    def runtime(self) -> Model:
+    def runtime(self) -> Runtime:
         """The model, which there is but in training."""
         assert self.model is not None, "a bundle has a model"
         return self.model

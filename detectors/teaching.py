@@ -17,10 +17,9 @@ from detectors.guards import doubts, refuse_hopeless
 from detectors.held_back import HeldBack, score_held_back
 from detectors.history import Chosen, History, measured, sequences
 from detectors.learned_fields import LearnedFields, learn_fields
-from detectors.parts import Model, Parts
+from detectors.parts import Parts
 from detectors.splits import Split
 from models.autoregression import Autoregression
-from models.linear import LinearRuntime
 from models.memory import Estimate, estimate
 from models.rounding import store_weights
 from models.runtime import Runtime, widened
@@ -78,7 +77,7 @@ class Trained:
     rounding: dict[str, float] = field(default_factory=dict)
     heads: list[HeadCheck | None] = field(default_factory=list)
 
-    def ready(self, fields: int) -> Runtime | LinearRuntime:
+    def ready(self, fields: int) -> Runtime:
         """The weights, ready to score; of the fields so many are tokens."""
         return make_runtime(self.spec, widened(self.weights), fields)
 
@@ -97,7 +96,7 @@ class Taught:
     cores: list[Trained]
     doubts: list[str]
 
-    def core(self, k: int) -> Runtime | LinearRuntime:
+    def core(self, k: int) -> Runtime:
         """The core number k, ready to score."""
         return self.cores[k].ready(self.parts.shape.fields)
 
@@ -164,7 +163,7 @@ def _train_core(
     return Trained(spec, stored, epochs, rounding, heads)
 
 
-def scores_of(taught: Taught, model: Model, sessions: Chosen) -> HeldBack:
+def scores_of(taught: Taught, model: Runtime, sessions: Chosen) -> HeldBack:
     """What the model says of those of the history's (S,) sessions."""
     learned = taught.parts.learned
     assert learned is not None, "vocabulary and bins are known by now"

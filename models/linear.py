@@ -60,6 +60,10 @@ class LinearRuntime:
         surprise[:, self._fields :] = scored.levels / np.float32(channels)
         return Scores(surprise, scored.forecasts, np.zeros(len(kind), np.float32), after)
 
+    def log_probabilities(self, states: F32) -> list[F32]:
+        """As `Runtime.log_probabilities` says: of no field, for it predicts no tokens."""
+        return []
+
     def intervals(self, forecasts: F32) -> list[tuple[float, float, float] | None]:
         """Of each number, where nine tenths should lie and the middle, as (low, median, high); None without a forecast.
 
