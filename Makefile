@@ -3,7 +3,10 @@
 #   make test    every test, those on a real broker included, three at a time
 #   make check   ruff, mypy strict, import contracts, generated documents up to date
 #   make chaos   a storm of SECONDS by SEED on a real broker: every fault, then every row and verdict compared
+#   make chaos-alerts   10,000 alerts to a receiver that fails, stalls and throttles, over three kills (ten minutes)
 #   make bench   speed and quality on this machine, printed and written to benchmarks/results/
+#   make stack-deps  Prometheus and Alertmanager from Debian, as root, not started; tests of deploy/ need them
+#   make up      the whole stack in containers (PROFILE=minimal or full); make down stops it, make break breaks the shop
 #   make lock    resolve the dependencies anew (needs uv)
 #   make clean   remove .venv and caches
 # TORCH=cpu installs PyTorch's CPU-only build (a tenth of the download) from TORCH_INDEX.
@@ -16,7 +19,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check --no-input
 LOCKS := requirements/base.lock requirements/torch.lock
 
-.PHONY: demo test check chaos bench lock clean
+.PHONY: demo test check chaos chaos-alerts bench stack-deps up down break lock clean
 .DEFAULT_GOAL := test
 
 demo: $(VENV)/ready
@@ -31,6 +34,8 @@ check: $(VENV)/ready
 	$(BIN)/mypy
 	$(BIN)/lint-imports --no-logo
 	$(BIN)/python -m pipeline.reference --check
+	$(BIN)/python deploy/grafana/make_dashboards.py --check
+	$(BIN)/check-jsonschema --builtin-schema vendor.compose-spec docker-compose.yml
 
 SECONDS := 180
 SEED := 1
@@ -38,8 +43,27 @@ DELIVERY := at_least_once
 chaos: $(VENV)/ready
 	$(BIN)/python -m tests.chaos --seconds $(SECONDS) --seed $(SEED) --delivery $(DELIVERY) $(ARGS)
 
+chaos-alerts: $(VENV)/ready
+	$(BIN)/python -m tests.chaos.alert_storm $(ARGS)
+
 bench: $(VENV)/ready
 	$(BIN)/python -m benchmarks $(ARGS)
+
+stack-deps:
+	deploy/stack-deps.sh
+
+PROFILE := full
+COMPOSE = docker compose --profile $(PROFILE)
+up:
+	deploy/secrets.sh
+	$(COMPOSE) up --detach --build --wait
+	@echo "Alertmanager: http://127.0.0.1:9093  Prometheus: http://127.0.0.1:9090  Grafana: http://127.0.0.1:3000 (admin, deploy/secrets/grafana-password)"
+
+down:
+	docker compose --profile full down
+
+break:
+	docker compose --profile full kill --signal SIGUSR1 storefront
 
 lock:
 	requirements/lock.sh

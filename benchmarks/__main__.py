@@ -18,10 +18,31 @@ from rich.console import Console
 from benchmarks import loghub
 from benchmarks import nezha as nezha_data
 from benchmarks.machine import machine
-from benchmarks.quality import contamination, hdfs, hdfs_raw, hdfs_worker, late_answers, nezha
+from benchmarks.quality import (
+    contamination,
+    drift,
+    hdfs,
+    hdfs_raw,
+    hdfs_worker,
+    late_answers,
+    nezha,
+    nezha_incidents,
+    promise,
+)  # fmt: skip
 from benchmarks.quality import templates as template_quality
 from benchmarks.quality.scenarios import SCENARIOS, add_options, run_scenarios
-from benchmarks.speed import checkpoint, cores, decode, masking, memory, recovery, text_lines, whole_path
+from benchmarks.speed import (
+    checkpoint,
+    cores,
+    decode,
+    explanations,
+    masking,
+    memory,
+    observability,
+    recovery,
+    text_lines,
+    whole_path,
+)  # fmt: skip
 from benchmarks.speed import templates as template_speed
 
 RESULTS = Path(__file__).parent / "results"
@@ -50,6 +71,8 @@ def _run_all(screen: Console, out: Path, options: argparse.Namespace) -> None:
     results.append(whole_path.run(*((20_000, 500, 1) if options.smoke else (2_000_000, 100_000, 3)), screen))
     screen.print("checkpoint: what saving costs, and what exactly_once does")
     results.append(checkpoint.run(*((20_000, 500, 1) if options.smoke else (1_000_000, 100_000, 3)), screen))
+    screen.print("observability: what metrics and traces cost")
+    results.append(observability.run(*((20_000, 500, 1) if options.smoke else (400_000, 20_000, 7)), screen))
     screen.print("recovery: from the changelog alone, from an intact disk, by a standby")
     results.append(recovery.run(4_000 if options.smoke else 1_000_000, screen))
     screen.print("memory: a million live sessions, few of them in memory")
@@ -62,6 +85,8 @@ def _run_all(screen: Console, out: Path, options: argparse.Namespace) -> None:
     ):
         screen.print(what)
         results.append(benchmark(*(few if options.smoke else many), screen))
+    screen.print("explanations: what one costs, one core")
+    results.append(explanations.run(5 if options.smoke else 500, screen))
     screen.print("templates: lines to templates, one core; and whether they are the right ones")
     if loghub.available():
         systems = loghub.SYSTEMS[:1] if options.smoke else loghub.SYSTEMS
@@ -85,6 +110,10 @@ def _quality(screen: Console, *, smoke: bool) -> list[dict[str, Any]]:
     results.append(contamination.run(200, screen, (1,), (0.02,)) if smoke else contamination.run(6_000, screen))
     screen.print("late_answers: what comes too late, with and without time gaps")
     results.append(late_answers.run(300, screen, (1,), 1) if smoke else late_answers.run(9_700, screen))
+    screen.print("drift: how soon it is told and how often in vain, beside river's detectors alone")
+    results.append(drift.run(screen, (1,), 3_000, 10.0) if smoke else drift.run(screen))
+    screen.print("promise: false alarms promised and kept, under drift and on healthy data")
+    results.append(promise.run(100_000, screen, smoke=True) if smoke else promise.run(5_000_000, screen))
     screen.print("hdfs_worker: worker against file, and against labels")
     if hdfs.available():
         less: dict[str, Any] = {"learn": 1_200, "play": 500, "promise": 0.01} if smoke else {}
@@ -101,6 +130,8 @@ def _quality(screen: Console, *, smoke: bool) -> list[dict[str, Any]]:
     if nezha_data.available():
         first = nezha_data.FIRST_RECORDED_S + 180
         results.append(nezha.run(screen, streams=["traces"], until_s=first) if smoke else nezha.run(screen))
+        if not smoke:
+            results.append(nezha_incidents.run(screen))
     else:
         screen.print("  left out: the labelled data (../shared/data/nezha) is not here")
     return results

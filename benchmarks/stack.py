@@ -9,7 +9,7 @@ import sys
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -94,12 +94,12 @@ class Stack:
 class WorkerProcess:
     """`offbeat worker` as a child process, its log in a file; killed at the end of a `with` unless it was stopped."""
 
-    def __init__(self, stack: Stack, instance: str = "w0") -> None:
+    def __init__(self, stack: Stack, instance: str = "w0", command: Sequence[str] = _COMMAND) -> None:
         self.instance = instance
         self._log_path = stack.folder / f"{instance}-{time.monotonic_ns()}.log"
         with self._log_path.open("wb") as file:
             self._process = subprocess.Popen(
-                [*_COMMAND, "worker", "-c", "offbeat.yaml"], cwd=stack.folder, stdout=file, stderr=file,
+                [*command, "worker", "-c", "offbeat.yaml"], cwd=stack.folder, stdout=file, stderr=file,
                 env=os.environ | {"OFFBEAT_INSTANCE": instance},
             )  # fmt: skip
 
@@ -184,13 +184,19 @@ class WorkerProcess:
             self.kill()
 
 
-def send(address: str, topic: str, records: Iterable[tuple[bytes, bytes]]) -> None:
-    """Produce records, keys placed as Java's clients place them, and wait for all acknowledgements."""
+def send(
+    address: str, topic: str, records: Iterable[tuple[bytes, bytes]],
+    headers: Callable[[int], list[tuple[str, bytes]]] = lambda _: [],
+) -> None:  # fmt: skip
+    """Produce records, keys placed as Java's clients place them, and wait for all acknowledgements.
+
+    `headers` are those of the record of a number.
+    """
     producer = Producer({"bootstrap.servers": address, "partitioner": "murmur2_random", "linger.ms": 20})
-    for key, value in records:
+    for i, (key, value) in enumerate(records):
         while True:
             try:
-                producer.produce(topic, value, key=key)
+                producer.produce(topic, value, key=key, headers=headers(i))
                 break
             except BufferError:
                 producer.poll(0.05)

@@ -19,7 +19,7 @@ _LEAST_ALARMS, _LEAST_ALARMS_WITH_TAIL = 3, 1
 
 @dataclass(frozen=True)
 class Calibration:
-    """Scores of held-back normal data, thinned below the top, and the p-values they give.
+    """Scores of held-back normal data, thinned below the top, and the p-values they give: less than 256 KB.
 
     The p-value of a score is (1 + how many held-back scores reach it) / (1 + how many there are): valid whatever the
     scores' distribution while normal data stays as it was, and never 0. Where fewer than 15 reach it, that says
@@ -87,7 +87,9 @@ class Calibration:
         """Whether a promise of this rate can be kept."""
         return rate >= self.smallest_p_value
 
-    def doubt(self, rate: float, what: str, share: float) -> str | None:
+    def doubt(
+        self, rate: float, what: str, share: float, setting: str = "promise.false_alarm_rate"
+    ) -> str | None:  # fmt: skip
         """A sentence where a promise asks for more than this can give; None where it does not.
 
         Parameters
@@ -96,6 +98,8 @@ class Calibration:
             What was scored, in the plural.
         share
             Of a history's scores that are held back, to say how many would do.
+        setting
+            What may be raised instead.
         """
         if self.supports(rate):
             return None
@@ -112,7 +116,7 @@ class Calibration:
                 f"which vouch for p-values down to {self.smallest_p_value:.2g}: the promise of {rate:g} may be missed "
                 "several times over"
             )
-        return f"{begins}{follows}. Train on about {enough} {what}, or raise promise.false_alarm_rate"
+        return f"{begins}{follows}. Train on about {enough} {what}, or raise {setting}"
 
     def p_values(self, scores: NDArray[np.float32]) -> NDArray[np.float64]:
         """(n,) float64 in (0, 1] of (n,) scores, never rising with them; NaN stays NaN.

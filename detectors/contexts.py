@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,9 +16,34 @@ from features.sessions import STEP, log_gaps
 from models.runtime import F32, Runtime
 
 if TYPE_CHECKING:
-    from detectors.process import Verdicts
+    from features.events import Events
+    from features.sessions import Walk
 
-_END = 2  # any operation that is no event
+END = 2  # any operation that is no event
+
+
+class Walked(Protocol):
+    """A slice's events, with what was made of each."""
+
+    @property
+    def events(self) -> Events:
+        """N of them."""
+        ...
+
+    @property
+    def walk(self) -> Walk:
+        """As operations on sessions."""
+        ...
+
+    @property
+    def hashes(self) -> NDArray[np.uint64]:
+        """(n, F) of tokens."""
+        ...
+
+    @property
+    def measures(self) -> F32:
+        """(n, N) of numbers."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -38,6 +63,16 @@ class Window:
         is_whole = self.is_whole and len(self.time_ms) <= most
         return Window(self.time_ms[-most:], self.hashes[-most:], self.measures[-most:], is_whole)
 
+    def without(self, event: int) -> Window:
+        """The same as if an event had never been."""
+        kept = np.arange(len(self.time_ms)) != event
+        return Window(self.time_ms[kept], self.hashes[kept], self.measures[kept], self.is_whole)
+
+    def until(self, event: int) -> Window:
+        """Up to an event, that included."""
+        stop = event + 1
+        return Window(self.time_ms[:stop], self.hashes[:stop], self.measures[:stop], self.is_whole)
+
     @classmethod
     def of_row(cls, rows: SessionRows, row: int) -> Window:
         """What a row keeps."""
@@ -45,7 +80,7 @@ class Window:
         return cls(time_ms, hashes, measures, int(rows.events[row]) <= len(time_ms))
 
     @classmethod
-    def before(cls, verdicts: Verdicts, operation: int, rows: SessionRows, *, itself: bool = False) -> Window:
+    def before(cls, verdicts: Walked, operation: int, rows: SessionRows, *, itself: bool = False) -> Window:
         """A session's events before an operation of the walk, the same however the stream was sliced.
 
         Parameters
@@ -81,18 +116,24 @@ class Replayed:
     ----------
     score
         (n,) of all events, window by window; -inf of one that opens its window and did not open its session.
+    surprise
+        (n, F + N) nats per field.
     starts
         (S,) where each window begins.
     end_surprise
         (S,) of each window's session ending now.
     hidden
         (S, width) after each.
+    states
+        (n, H): what heads read of each event.
     """
 
     score: F32
+    surprise: F32
     starts: NDArray[np.intp]
     end_surprise: F32
     hidden: F32
+    states: F32
 
 
 def replay(windows: Sequence[Window], model: Runtime, width: int, parts: Parts) -> Replayed:
@@ -109,14 +150,14 @@ def replay(windows: Sequence[Window], model: Runtime, width: int, parts: Parts) 
     gaps = np.maximum(times - np.concatenate([times[:1], latest[:-1]]), 0)
     gaps[first] = 0
     every = np.arange(len(windows), dtype=np.int32)
-    kind = np.repeat([STEP, _END], [n, len(windows)]).astype(np.int8)
+    kind = np.repeat([STEP, END], [n, len(windows)]).astype(np.int8)
     record = np.concatenate([np.arange(n, dtype=np.int32), np.zeros(len(windows), np.int32)])
     ids = parts.ids_of_context(hashes, measures, times)
     scores = model.score_and_step(
         kind, np.concatenate([np.repeat(every, lengths), every]), record, first,
         ids, log_gaps(gaps), np.zeros((len(windows), width), np.float32),
-        parts.among_of_context(hashes, ids), measures, parts.tails_of_context(hashes, measures, ids),
+        parts.among_of_context(hashes, ids), measures, parts.tails_of_context(hashes, measures, ids), times,
     )  # fmt: skip
     score = sum_fields(scores.surprise)
     score[starts[[not window.is_whole for window in windows]]] = -np.inf
-    return Replayed(score, starts, scores.end_surprise[n:], scores.hidden)
+    return Replayed(score, scores.surprise, starts, scores.end_surprise[n:], scores.hidden, scores.states[:n])

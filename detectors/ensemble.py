@@ -26,6 +26,7 @@ from detectors.calibration import Calibration
 from models.forecast import ForecastRuntime
 from models.linear import LinearRuntime
 from models.runtime import F32, Runtime, Scores
+from models.seasonal import SeasonalRuntime
 
 
 @dataclass(frozen=True)
@@ -53,7 +54,7 @@ class Member:
     def predicts(self) -> bool:
         """Whether it expects tokens, and the end of a session."""
         of_numbers_alone = isinstance(self.runtime, ForecastRuntime) and not self.runtime.spec.sizes
-        return not (isinstance(self.runtime, LinearRuntime) or of_numbers_alone)
+        return not (isinstance(self.runtime, LinearRuntime | SeasonalRuntime) or of_numbers_alone)
 
     def strangeness(self, scores: F32) -> NDArray[np.float64]:
         """(n,) minus log p-values of (n,) scores; beyond all that calibrates it still grows, so that order is kept."""
@@ -71,18 +72,19 @@ class Ensemble:
 
     def __init__(self, members: Sequence[Member]) -> None:
         self.members = tuple(members)
+        self.resumes = False  # members tell what heads read, and rows may hold more
         self.name = "+".join(dict.fromkeys(m.runtime.name for m in members))
 
     def score_and_step(
         self, kind: NDArray[np.int8], row: NDArray[np.int32], record: NDArray[np.int32], first: NDArray[np.bool_],
         tokens: NDArray[np.int32], log_gap: F32, hidden: F32, among: NDArray[np.int32] | None = None,
-        numbers: F32 | None = None, tails: F32 | None = None,
+        numbers: F32 | None = None, tails: F32 | None = None, time_ms: NDArray[np.int64] | None = None,
     ) -> Scores:  # fmt: skip
         """As `Runtime.score_and_step` says."""
         after, found, low = np.array(hidden, np.float32, order="C"), [], 0
         for member in self.members:
             own = np.ascontiguousarray(hidden[:, low : low + member.width])
-            given = (kind, row, record, first, tokens, log_gap, own, among, numbers, tails)
+            given = (kind, row, record, first, tokens, log_gap, own, among, numbers, tails, time_ms)
             found.append(scores := member.runtime.score_and_step(*given))
             after[:, low : low + member.width] = scores.hidden
             low += member.width
@@ -119,7 +121,7 @@ class Ensemble:
         """Where the first member that forecasts numbers expects them, by what (R,) all read; of none nothing."""
         low = 0
         for member in self.members:
-            if isinstance(member.runtime, LinearRuntime | ForecastRuntime):
+            if isinstance(member.runtime, LinearRuntime | SeasonalRuntime | ForecastRuntime):
                 return member.runtime.intervals(states[low : low + member.reads])
             low += member.reads
         return []

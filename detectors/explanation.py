@@ -3,35 +3,38 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from dataclasses import asdict
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from detectors.contexts import Window
-from detectors.ensemble import Ensemble
-from detectors.parts import Learned, Parts
+from detectors.counterfactual import change_of_record
+from detectors.expectations import expected_after
+from detectors.occlusion import NOT_REPLAYED, Occlusion, Worst
+from detectors.parts import Parts
 from detectors.process import Verdicts
+from detectors.profile_explanation import explain_profile
 from detectors.rows import SessionRows
 from features.events import Events
 from features.sessions import ENDED
 from features.time_gaps import GAP
 from features.tokens import RESERVED, Vocabulary
-from models.forecast import ForecastRuntime
-from models.linear import LinearRuntime
 
-TOP = 3  # expected tokens shown per field
 SHOWN = 10  # last events shown; fewer where the config keeps a shorter context
 SHOWN_CHARACTERS = 1_024  # of a log line
-END = "<end>"
 
 
-def explain_record(verdicts: Verdicts, operation: int, rows: SessionRows, parts: Parts) -> dict[str, Any]:
-    """Explain the step `operation` of the walk. `rows` are those before the slice. Work: one head, SHOWN lookups."""
+def explain_record(
+    verdicts: Verdicts, operation: int, rows: SessionRows, parts: Parts, occlusion: Occlusion = NOT_REPLAYED
+) -> dict[str, Any]:
+    """Explain the step `operation` of the walk. `rows` are those before the slice. Work: two heads, SHOWN lookups."""
     record = int(verdicts.walk.record[operation])
-    came = observed(verdicts, record, parts)
-    expected = _expected(parts, verdicts.states[operation], _names(verdicts.events, record, parts))
+    came, names = observed(verdicts, record, parts), _names(verdicts.events, record, parts)
+    expected = expected_after(parts, verdicts.states[operation], names)
+    ids = parts.encoder.ids_of_hashes(verdicts.hashes[record : record + 1])[0]
+    change = occlusion.change or change_of_record(verdicts, operation, names, ids, parts)
     if GAP in expected and came[GAP] is None:
         expected[GAP] = []  # a session's first event has none
     return {
@@ -42,25 +45,44 @@ def explain_record(verdicts: Verdicts, operation: int, rows: SessionRows, parts:
         },
         "unit": parts.unit,
         "context": _context(verdicts, operation, rows, parts),
+        "would_be_normal": None if change is None else change.told(),
+        **_earlier(occlusion),
     }
 
 
-def explain_end(verdicts: Verdicts, end: int, rows: SessionRows, parts: Parts) -> dict[str, Any]:
+def explain_end(verdicts: Verdicts, end: int, rows: SessionRows, parts: Parts, occlusion: Occlusion) -> dict[str, Any]:
     """Explain the session verdict number `end` of the slice: its worst record, and whether it should have ended."""
     operation = int(verdicts.ends.operation[end])
     worst, offset = float(verdicts.ends.worst[end]), int(verdicts.ends.worst_offset[end])
     end_surprise = float(verdicts.ends.end_surprise[end])
     return {
         "observed": {"end": ENDED[int(verdicts.walk.kind[operation])]},
-        "expected": _expected(parts, verdicts.states[operation]),
+        "expected": expected_after(parts, verdicts.states[operation]),
         "contributions": {
             "worst_record": worst if math.isfinite(worst) else None,
             "end": end_surprise if math.isfinite(end_surprise) else None,
         },
         "unit": parts.unit,
         "worst_offset": offset if offset >= 0 else None,
+        "profile": explain_profile(verdicts.ends, end, parts),
+        "worst": None if occlusion.worst is None else _worst(occlusion.worst, parts),
         "context": _context(verdicts, operation, rows, parts),
+        "would_be_normal": None if occlusion.change is None else occlusion.change.told(),
+        **_earlier(occlusion),
     }
+
+
+def _earlier(occlusion: Occlusion) -> dict[str, Any]:
+    earlier = None if occlusion.earlier is None else [asdict(event) for event in occlusion.earlier]
+    return {"earlier": earlier, "explained": occlusion.outcome}
+
+
+def _worst(worst: Worst, parts: Parts) -> dict[str, Any]:
+    """A session's strangest record, as far as its row still tells, and the surprise of its fields."""
+    event = worst.event
+    vocabulary = None if parts.learned is None else parts.learned.vocabulary
+    (shown,) = in_words(event.time_ms, event.hashes, event.measures, parts, vocabulary)
+    return {"event": shown, "contributions": dict(zip(parts.fields, worst.surprise.tolist(), strict=True))}
 
 
 def observed(verdicts: Verdicts, record: int, parts: Parts) -> dict[str, str | float | None]:
@@ -84,44 +106,6 @@ def _names(events: Events, record: int, parts: Parts) -> list[str | None]:
     """What each number of the record is called; None where its column says so."""
     names = parts.measures.names(events)
     return [None if column is None else column[record] for column in names or [None] * len(parts.number_fields)]
-
-
-def _expected(parts: Parts, state: NDArray[np.float32], names: Sequence[str | None] | None = None) -> dict[str, Any]:
-    """The likeliest tokens, and of numbers where they should lie; of named ones those of `names`, if they are known.
-
-    Nothing while warming up: counts are kept by hashes, which cannot be turned back.
-    """
-    if (learned := parts.learned) is None:
-        return {field: [] for field in parts.fields}
-    if isinstance(learned.runtime, LinearRuntime):
-        forecasts = zip(parts.number_fields, learned.runtime.intervals(state), strict=True)
-        return {field: [] for field in parts.fields} | {field: _interval(where) for field, where in forecasts}
-    expected: dict[str, Any] = {}
-    for f, (field, log_p) in enumerate(zip(parts.fields, learned.runtime.log_probabilities(state[None]), strict=False)):
-        p = log_p[0]
-        if f < parts.shape.fields:
-            top = np.argsort(-p, kind="stable")[:TOP].tolist()
-            expected[field] = [{"token": _text(learned, f, t), "probability": float(np.exp(p[t]))} for t in top]
-            continue
-        column = f - parts.shape.fields
-        binning = learned.numbers.of(column, None if names is None else names[column])
-        expected[field] = _interval(None if binning is None else binning.interval(np.exp(p)))
-    if parts.measures.gaps:  # a tail may reach below 0, where no gap is
-        expected[GAP] = [{where: max(gap, 0.0) for where, gap in interval.items()} for interval in expected[GAP]]
-    if parts.model.values and isinstance(learned.runtime, ForecastRuntime | Ensemble):
-        forecasts = zip(parts.number_fields, learned.runtime.intervals(state), strict=True)
-        expected |= {field: _interval(where) for field, where in forecasts}
-    return expected
-
-
-def _interval(where: tuple[float, float, float] | None) -> list[dict[str, float]]:
-    """Where a number should lie; nothing where nobody knows."""
-    return [] if where is None else [dict(zip(("low", "median", "high"), where, strict=True))]
-
-
-def _text(learned: Learned, field: int, token: int) -> str:
-    """A head's column in words; the first field's last column is the session's end."""
-    return END if token == learned.vocabulary.sizes[field] else learned.vocabulary.text(field, token)
 
 
 def _context(verdicts: Verdicts, operation: int, rows: SessionRows, parts: Parts) -> list[dict[str, Any]]:

@@ -12,22 +12,28 @@ from typing import Any
 
 import numpy as np
 
+from detectors.alert_budget import Volume
 from detectors.calibration import Calibration
 from detectors.crossfit import is_worthwhile, of_everything, splits_by_time
+from detectors.drift_fit import as_arrived, usual_drift
 from detectors.guards import refuse_nothing
 from detectors.held_back import HeldBack
-from detectors.history import data_span, read_history
+from detectors.history import data_span, extent, read_history
+from detectors.novelty import Novelty
 from detectors.packing import CLASSES, joined, pack
 from detectors.parts import Parts
+from detectors.profile_fit import fit_profiles
+from detectors.rate_fit import usual_rates
 from detectors.splits import LEARN, VALIDATE, split_by_time
 from detectors.teaching import ALONE, Clock, Host, OnEpoch, Taught, Trained, scores_of, train_split
 from features.events import Events
 from features.numbers import NumberBins
 from features.templates import Templates
-from features.tokens import Vocabulary
+from features.tokens import OOV, TokenEncoder, Vocabulary
 from models.augmentation import SHARE
 from models.errors import UnsuitableDataError
 from models.runtime import Runtime
+from models.spec import BY_NUMBERS
 from models.training import TrainingOptions
 
 _CURVE = ("loss", "validation_loss", "learning_rate", "gradient_norm")  # what a manifest tells of each epoch
@@ -72,19 +78,23 @@ def fit(
         `host.load` gives the state of a training that was another.
     """
     refuse_nothing(history)
-    if "linear" in parts.cores and options is not None and options.contamination:
-        message = "the linear core cannot leave bad sessions out: leave contamination away, or choose another core"
+    alone = [core for core in parts.cores if core in BY_NUMBERS]
+    if alone and options is not None and options.contamination:
+        message = f"the {alone[0]} core cannot leave bad sessions out: leave contamination away, or choose another core"
         raise UnsuitableDataError(message)
     read = read_history(history, parts)
+    parts = replace(parts, rate=parts.promised_by(Volume.of(extent(read))))
     options = replace(TrainingOptions() if options is None else options, seed=seed, **_recipe(parts))
     teach = partial(
         train_split, read, parts=parts, options=options, on_epoch=on_epoch, clock=clock, buckets=buckets, host=host
     )  # fmt: skip
     forecasts = parts.model.values > 0  # of numbers, whose sessions may never end
     few = is_worthwhile(len(read.first_ms), parts.rate, 1 - LEARN - VALIDATE) and (read.ended > 0 or forecasts)
-    taught = teach(of_everything(read.first_ms) if forecasts and few else split_by_time(read.first_ms))
+    foreknows = set(parts.cores) != {"seasonal"}  # that one scores all before it learns it, so all can calibrate it
+    split = of_everything(read.first_ms) if (forecasts and few) or not foreknows else split_by_time(read.first_ms)
+    taught = teach(split if foreknows else replace(split, calibrate=np.ones_like(split.learn)))
     folds: list[Taught] = []
-    if "linear" in parts.cores or few:
+    if foreknows and ("linear" in parts.cores or few):
         folds = [teach(split, name=f"fold-{n}") for n, split in enumerate(splits_by_time(read.first_ms), start=1)]
     ask = partial(_ask, taught, folds, options.contamination)
     if parts.ensemble:
@@ -92,6 +102,8 @@ def fit(
         held_back = ask(methodcaller("ensemble", members))
     else:
         members, held_back = [], ask(methodcaller("core", 0))
+    profiles = fit_profiles(taught.history, held_back, taught.parts)
+    held_back = held_back if profiles is None else profiles.held_back
     records, sessions = held_back.calibrations()
     segments = held_back.by_segment(parts.rate)
     fields, weights = taught.fields, [trained.weights for trained in taught.cores]
@@ -99,12 +111,14 @@ def fit(
     files = pack(
         fields.vocabulary, joined(weights[: len(parts.cores)], *weights[len(parts.cores) :]), records, sessions,
         fields.templates, fields.numbers, segments, members, again,
+        None if profiles is None else (profiles.known, profiles.combined), _novelty(folds or [taught]),
     )  # fmt: skip
     content = _content(taught, options, records, sessions)
     if any(segments):
         content["calibration"]["segments"] = {"records": len(segments[0]), "sessions": len(segments[1])}
-    warnings = [*taught.doubts, *_warnings(records, sessions, parts.rate)]
-    return Fit(content, files | _usual_fields(taught), warnings, fields.templates, fields.vocabulary, fields.numbers)
+    warnings = [*taught.doubts, *_warnings(records, sessions, parts)]
+    files |= _usual_fields(taught) | usual_drift(taught, held_back, records, segments[0]) | usual_rates(taught)
+    return Fit(content, files, warnings, fields.templates, fields.vocabulary, fields.numbers)
 
 
 def _recipe(parts: Parts) -> dict[str, Any]:
@@ -128,6 +142,24 @@ def _ask(taught: Taught, folds: Sequence[Taught], bad: float, model: Callable[[T
     of_folds = HeldBack.concatenate([scores_of(fold, model(fold), fold.split.calibrate) for fold in folds])
     own = scores_of(taught, model(taught), np.ones_like(taught.split.learn))
     return of_folds.without_the_strangest(bad).raised_to(own.without_the_strangest(bad))
+
+
+def _novelty(taught: Sequence[Taught]) -> Novelty | None:
+    """How often a session that a vocabulary was not learned from brings it a token that it does not know.
+
+    However often the same one comes, that is one piece of news: its records lie together, and are one alarm to people.
+    """
+    unknown, records = np.zeros(taught[0].parts.shape.fields, np.int64), 0
+    for part in taught:
+        encoder = TokenEncoder(len(unknown), part.fields.vocabulary)
+        for partition in part.history.partitions:
+            held_back = partition.events.take(partition.records(part.split.calibrate).astype(np.intp))
+            is_unknown = encoder.ids(held_back.tokens, len(held_back)) == OOV
+            hashes = encoder.hashes(held_back.tokens, len(held_back))
+            different = [len(np.unique(hashes[of, field])) for field, of in enumerate(is_unknown.T)]
+            unknown += np.array(different, np.int64)
+            records += len(held_back)
+    return Novelty.learn(unknown, records) if len(unknown) else None
 
 
 def _content(taught: Taught, options: TrainingOptions, records: Calibration, sessions: Calibration) -> dict[str, Any]:
@@ -179,18 +211,15 @@ def _usual_fields(taught: Taught) -> dict[str, bytes]:
     parts = taught.parts
     if parts.watch is None:
         return {}
-    found = []
-    for p in taught.history.partitions:
-        # In the order of arrival, in which workers count; events that were put in order are found by their offsets.
-        taught_by = np.isin(p.arrived.offsets, p.events.offsets[p.records(taught.split.learn)])
-        found.append((p.arrived, parts.encoder.ids(p.arrived.tokens, len(p.arrived)), ~taught_by))
-    usual = replace(parts.watch, usual={}).learn(found)
+    usual = replace(parts.watch, usual={}).learn(as_arrived(taught))
     return {"schema.json": json.dumps(usual, indent=1, sort_keys=True).encode()}
 
 
-def _warnings(records: Calibration, sessions: Calibration, rate: float) -> list[str]:
+def _warnings(records: Calibration, sessions: Calibration, parts: Parts) -> list[str]:
     """Say where the data is too little for the promise."""
+    setting = "promise.false_alarm_rate" if parts.budget is None else "promise.alert_budget"
     doubts = (
-        part.doubt(rate, what, 1 - LEARN - VALIDATE) for what, part in (("records", records), ("sessions", sessions))
+        part.doubt(parts.rate, what, 1 - LEARN - VALIDATE, setting)
+        for what, part in (("records", records), ("sessions", sessions))
     )
     return [doubt for doubt in doubts if doubt is not None]

@@ -73,6 +73,10 @@ class HeldBack:
             sessions=raised(self.sessions, self.session_segments, own.sessions, own.session_segments),
         )
 
+    def with_sessions(self, scores: F32) -> HeldBack:
+        """The same with other scores of the same sessions."""
+        return replace(self, sessions=scores)
+
     def calibrations(self) -> tuple[Calibration, Calibration]:
         """Of records, and of sessions."""
         return Calibration.learn(self.records), Calibration.learn(self.sessions)

@@ -174,9 +174,14 @@ def data_span(history: History) -> dict[str, Any]:
         fingerprint.update(b"".join(column.tobytes() for column in columns))
         for column in of_partition.tokens:
             fingerprint.update("\0".join("" if t is None else t for t in column).encode())
+    return extent(history) | {"sha256": fingerprint.hexdigest()}
+
+
+def extent(history: History) -> dict[str, Any]:
+    """How much was learned from, and over which time."""
+    events = [partition.events for partition in history.partitions]
     return {
-        "records": sum(map(len, events)), "sessions": len(history.first_ms),
+        "records": sum(map(len, events)), "sessions": len(history.first_ms), "partitions": len(events),
         "first_ms": int(min(e.time_ms.min() for e in events)),
         "last_ms": int(max(e.time_ms.max() for e in events)),
-        "sha256": fingerprint.hexdigest(),
     }  # fmt: skip

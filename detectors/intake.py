@@ -52,13 +52,16 @@ def without_duplicates(
 
 
 def take_in(
-    events: Events, rows: SessionRows, partition: PartitionState, parts: Parts, *, close_all: bool = False
-) -> Intake:
+    events: Events, rows: SessionRows, partition: PartitionState, parts: Parts, *, close_all: bool = False,
+    until_ms: int | None = None,
+) -> Intake:  # fmt: skip
     """Put events in order, and gather samples into windows, as far as the stream asks for it.
 
-    Parameters and `close_all` as in `detectors.process.process_batch`.
+    Parameters, `close_all` and `until_ms` as in `detectors.process.process_batch`.
     """
     ordered = put_in_order(events, rows.held, partition.watermark_ms, parts.rules, close_all=close_all)
+    if until_ms is not None:
+        ordered = replace(ordered, release_ms=until_ms)
     if parts.windows is None:
         return Intake(ordered, rows.windows)
     closed = close_windows(ordered, rows.windows, parts.windows, close_all=close_all)

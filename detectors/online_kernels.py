@@ -42,7 +42,7 @@ def _key(kind, field, a, b):
 
 
 @njit(cache=True)
-def _find(keys, index, key):
+def find(keys, index, key):
     """Entry of a key; where there is none, -1 less the place in `index` it would have."""
     place = key & _u8(len(index) - 1)
     while index[place] >= 0:
@@ -57,23 +57,23 @@ def fill_index(keys, entries, index):
     """Open addressing with linear probing over the first `entries` keys; `index` has a power of two of places."""
     index[:] = -1
     for e in range(entries):
-        index[-1 - _find(keys, index, keys[e])] = e
+        index[-1 - find(keys, index, keys[e])] = e
 
 
 @njit(cache=True)
 def _counted(keys, counts, index, key):
-    entry = _find(keys, index, key)
+    entry = find(keys, index, key)
     return counts[entry] if entry >= 0 else 0.0
 
 
 @njit(cache=True)
 def _add(keys, counts, index, sizes, key):
-    entry = _find(keys, index, key)
+    entry = find(keys, index, key)
     if entry < 0:
         if sizes[ENTRIES] == len(keys):
             while 4 * sizes[ENTRIES] > 3 * len(keys):
                 _halve(keys, counts, index, sizes)
-            entry = _find(keys, index, key)
+            entry = find(keys, index, key)
         keys[sizes[ENTRIES]], counts[sizes[ENTRIES]] = key, 0.0
         index[-1 - entry] = sizes[ENTRIES]
         entry = sizes[ENTRIES]
@@ -126,7 +126,7 @@ def _feature(keys, moments, index, sizes, key, value, learns):
     """A number as a coordinate in [0, 1] and in deviations from its mean; NaN where nothing is known of it."""
     if math.isnan(value):
         return np.nan, np.nan
-    entry = _find(keys, index, key)
+    entry = find(keys, index, key)
     if entry < 0:
         if learns and sizes[MOMENTS] < len(keys):
             e = sizes[MOMENTS]

@@ -11,10 +11,16 @@ from numpy.typing import NDArray
 from safetensors import SafetensorError
 from safetensors.numpy import load, save
 
+from detectors.alert_budget import Volume
 from detectors.calibration import Calibration
+from detectors.combined import Combined
 from detectors.cores import make_ensemble, make_runtime, row_width
+from detectors.drift_watch import UsualDrift
+from detectors.novelty import Novelty
 from detectors.parts import BINS, FORECAST, NO_NUMBERS, NO_TEMPLATES, Learned, Parts, SecondStage, input_sizes
+from detectors.profiles import KnownProfiles
 from detectors.segments import BySegment, segment_arrays, segments_of
+from detectors.usual_rates import UsualRates
 from features.numbers import NumberBins
 from features.templates import Templates
 from features.tokens import Vocabulary
@@ -26,6 +32,7 @@ from models.spec import ModelSpec
 CLASSES = "classes"  # of ids, in the softmax of large vocabularies; bundles of before there were any do not say it
 VOCABULARY_VERSION = 2  # the first had no version in its file, and no `<rare>`
 NO_WINDOW = 0  # of a core whose weights are for any
+_PROFILES, _COMBINED = "profiles.safetensors", ("detector.surprise", "detector.nearest", "detector.pairs")
 _SECOND, _SECOND_WEIGHTS = ("second.records", "second.sessions"), "second."
 
 
@@ -39,14 +46,22 @@ def pack(
     segments: tuple[BySegment, BySegment] = ({}, {}),
     members: Sequence[Calibration] = (),
     second: tuple[Calibration, Calibration] | None = None,
+    profiles: tuple[KnownProfiles, Combined] | None = None,
+    novelty: Novelty | None = None,
 ) -> dict[str, bytes]:
     """A bundle's files, from what was learned; of segments and of a second stage those of records and of sessions."""
     calibration = records.to_arrays("records") | sessions.to_arrays("sessions") | segment_arrays(*segments)
+    calibration |= {} if novelty is None else novelty.to_arrays()
     for k, member in enumerate(members):
         calibration |= member.to_arrays(_member(k))
     for name, own in zip(_SECOND, second or (), strict=False):
         calibration |= own.to_arrays(name)
-    return {
+    files = {}
+    if profiles is not None:
+        known, combined = profiles
+        files[_PROFILES] = save(known.to_arrays())
+        calibration |= combined.to_arrays(_COMBINED)
+    return files | {
         "weights.safetensors": save(dict(sorted(weights.items()))),
         "calibration.safetensors": save(calibration),
     } | _vocabulary_files(vocabulary) | _templates_file(templates) | _numbers_file(numbers)  # fmt: skip
@@ -97,10 +112,12 @@ def unpack(bundle: Bundle, parts: Parts, runtime: str = "auto", device: str = "c
     BundleError
         The bundle was trained for other fields or another hidden size, or a file does not hold what it should.
     """
-    wanted = parts.schema
+    wanted = {"profile": False} | parts.schema
     # As before there were any.
-    before = {"core": "gru", "numbers": [], "counters": [], "gaps": False, "model.numbers": BINS}
+    before = {"core": "gru", "numbers": [], "counters": [], "gaps": False, "model.numbers": BINS, "profile": False}
     schema: dict[str, Any] = before | bundle.content.get("schema", {})
+    if _PROFILES not in bundle.files:  # sessions are judged without, as they were before there were any
+        wanted["profile"] = schema["profile"]
     differs = [part for part, value in wanted.items() if schema.get(part) != value]
     if differs:
         message = (
@@ -128,12 +145,18 @@ def learned_of(bundle: Bundle, runtime: str = "auto", device: str = "cpu", *, se
         bins = NumberBins.from_json(json.loads(bundle.files.get("numbers.json", b'{"names":null,"binnings":[]}')))
         certificate = json.loads(bundle.files.get("certificate.json", b"null"))
         usual = json.loads(bundle.files.get("schema.json", b"null"))
+        drift = UsualDrift.from_json(json.loads(of)) if (of := bundle.files.get("drift.json")) else None
+        rates = UsualRates.from_json(json.loads(of)) if (of := bundle.files.get("rates.json")) else None
         weights = widened(load(bundle.files["weights.safetensors"]))
         found = load(bundle.files["calibration.safetensors"])
         records, sessions = (Calibration.from_arrays(found, name) for name in ("records", "sessions"))
         segments = segments_of(found)
         cores = schema["core"] if isinstance(schema["core"], list) else []
         members = [Calibration.from_arrays(found, _member(k)) for k in range(len(cores))]
+        known, combined = None, None
+        if _PROFILES in bundle.files:
+            known = KnownProfiles.from_arrays(load(bundle.files[_PROFILES]))
+            combined = Combined.from_arrays(found, _COMBINED)
         again = schema.get("second_stage")
         of_second = () if again is None else tuple(Calibration.from_arrays(found, name) for name in _SECOND)
     except (KeyError, ValueError, SafetensorError) as error:
@@ -165,7 +188,8 @@ def learned_of(bundle: Bundle, runtime: str = "auto", device: str = "cpu", *, se
         model = make_runtime(spec, weights, fields, runtime, device)
     return Learned(
         bundle.digest, vocabulary, model, records, sessions, templates, certificate, bins, seasonal, usual, *segments,
-        stage,
+        stage, known, combined, Novelty.from_arrays(found), drift, Volume.of(bundle.content.get("data")), rates,
+        bundle.created,
     )  # fmt: skip
 
 

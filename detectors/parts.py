@@ -10,12 +10,20 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from detectors.alert_budget import Volume, rate_of
 from detectors.calibration import Calibration
+from detectors.combined import Combined
+from detectors.drift_watch import DriftWatch, UsualDrift
 from detectors.half_space_trees import Trees
+from detectors.novelty import Novelty
 from detectors.online import ONLINE, OnlineRules
+from detectors.profiles import KnownProfiles
+from detectors.promise_keeper import KeepingRules
+from detectors.rate_watch import RateWatch
 from detectors.rows import RowShape
 from detectors.schema_watch import SchemaWatch
 from detectors.segments import BySegment
+from detectors.usual_rates import UsualRates
 from features.events import Events
 from features.measures import SEASONS, NumberRules, seasons
 from features.numbers import Names, NumberBins, NumberEncoder
@@ -25,7 +33,7 @@ from features.time_gaps import allow_known
 from features.tokens import TokenEncoder, Vocabulary, stable_hash
 from features.windows import WindowRules
 from models.runtime import Runtime
-from models.spec import WINDOWED, ModelSpec
+from models.spec import BY_NUMBERS, WINDOWED, ModelSpec
 
 NO_TEMPLATES = Templates(())
 NO_NUMBERS = NumberBins(())
@@ -61,10 +69,23 @@ class Learned:
         Of the features it was trained with (features/certificate.py); None where the bundle has none.
     usual
         What `detectors.schema_watch` takes for usual; None where the bundle does not say it.
+    drift
+        What `detectors.drift_watch` holds against; None where the bundle does not say it.
+    volume
+        What its history held in a day; None where the bundle does not say it.
     segment_records, segment_sessions
         Calibrations of segments that have their own.
     second
         What looks again; None where nothing does.
+    profiles, combined
+        Profiles of training's sessions, and how what they say joins a session's surprise; None where too few sessions
+        ended, or the stream keeps no profiles.
+    novelty
+        How often held-back tokens were unknown; None where the bundle does not say it.
+    rates
+        How many records are usual (detectors/usual_rates.py); None where the bundle does not say it.
+    created
+        When it was trained, in ISO 8601 by the clock of whoever did; None where the bundle does not say it.
     number
         64 bits of the digest, the mark in each session row this bundle wrote.
     """
@@ -82,6 +103,13 @@ class Learned:
     segment_records: BySegment = field(default_factory=dict)
     segment_sessions: BySegment = field(default_factory=dict)
     second: SecondStage | None = None
+    profiles: KnownProfiles | None = None
+    combined: Combined | None = None
+    novelty: Novelty | None = None
+    drift: UsualDrift | None = None
+    volume: Volume | None = None
+    rates: UsualRates | None = None
+    created: str | None = None
 
     @property
     def runtime(self) -> Runtime:
@@ -113,6 +141,8 @@ class Parts:
         The core that looks again at anomalies, if any, and how often in each thousand records.
     order
         "strict", or "loose" where what is trained shall take no order for strange.
+    explained
+        How many anomalies in each thousand records are explained by leaving events out, and as many sessions.
     weights
         "float32" or "float16": how training stores them.
     measures
@@ -125,6 +155,18 @@ class Parts:
         Late records are sent to a topic of their own instead of being judged.
     online
         How records are scored until a bundle serves.
+    finds_news
+        Whether tokens that training never met are anomalies of their own.
+    absorbs_after
+        Of how many sessions with a profile that training never met the next are none to wonder at; 0: never.
+    refractory_ms
+        As `models.seasonal` has it, for that core.
+    keeping
+        How thresholds follow the stream so that the promise is kept; None where they stay as calibrated.
+    budget
+        Alarms a day, where those are promised; `rate` follows from it.
+    rates
+        Judges how many records come; None where nobody does.
     """
 
     stream: str
@@ -140,18 +182,45 @@ class Parts:
     measures: NumberRules = NO_RULES
     windows: WindowRules | None = None
     watch: SchemaWatch | None = None
+    drift: DriftWatch | None = None
     model: ModelSpec = USUAL_MODEL
     ensemble: tuple[str, ...] = ()
     second: str | None = None
     passes: int = 0
+    explained: int = 0
     weights: str = "float32"
     order: str = "strict"
     online: OnlineRules = ONLINE
+    finds_news: bool = True
+    absorbs_after: int = 0
+    refractory_ms: int = 0
+    keeping: KeepingRules | None = None
+    budget: float | None = None
+    rates: RateWatch | None = None
+
+    def promised_by(self, volume: Volume | None) -> float:
+        """The rate that is promised in a stream of such a volume."""
+        return rate_of(self.budget, self.rate, volume)
 
     @property
     def learns_online(self) -> bool:
         """Whether records are scored by what is learned online: before a bundle, and where they count as they come."""
         return self.learned is None and not (self.rules.reorder_ms or self.rules.windowed)
+
+    @cached_property
+    def news(self) -> tuple[NDArray[np.bool_], float]:
+        """(F,) token fields whose unknown tokens are news, and the part of the promise set aside for these."""
+        unordered = self.rules.reorder_ms or self.rules.windowed
+        if self.learned is None or self.learned.novelty is None or not self.finds_news or unordered:
+            return np.zeros(self.shape.fields, np.bool_), 0.0
+        return self.learned.novelty.share(self.rate)
+
+    @property
+    def absorbs(self) -> bool:
+        """Whether profiles that training never met become known: where records count as they come."""
+        unordered = self.rules.reorder_ms or self.rules.windowed
+        has_profiles = self.learned is not None and self.learned.profiles is not None
+        return bool(self.absorbs_after and has_profiles and not unordered)
 
     @cached_property
     def trees(self) -> Trees | None:
@@ -171,9 +240,12 @@ class Parts:
             "counters": [*(numbers[column] for column in rules.counters), *rules.counter_names],
             "gaps": rules.gaps if (by := rules.gaps_named_by) is None else self.fields[by],
         }  # fmt: skip
-        if numbers and set(self.cores) != {"linear"}:
+        if numbers and not set(self.cores) <= {*BY_NUMBERS}:
             schema["model.numbers"] = FORECAST if self.model.values else BINS
+        if self.shape.profile:
+            schema["profile"] = True
         schema |= {} if self.second is None else {"second_stage": self.second}
+        schema |= {"refractory_ms": self.refractory_ms} if "seasonal" in self.cores else {}
         return schema | ({"context": self.model.window} if set(WINDOWED) & {*self.cores, self.second} else {})
 
     @property
@@ -193,7 +265,7 @@ class Parts:
     @property
     def unit(self) -> str:
         """Of contributions: nats of surprise, or shares of a score that is none, as forecasts and ensembles give it."""
-        forecasts = self.model.values or self.model.core == "linear"
+        forecasts = self.model.values or self.model.core in BY_NUMBERS
         return "score" if self.learned is not None and (self.ensemble or forecasts) else "nats"
 
     @property
@@ -232,10 +304,10 @@ class Parts:
         self, hashes: NDArray[np.uint64], measures: NDArray[np.float32], ids: NDArray[np.int32]
     ) -> NDArray[np.float32]:
         """The same of (k, F) hashes and (k, N) measures that a row has kept."""
-        return self._tails(measures, ids, self._names_of(hashes))
+        return self._tails(measures, ids, self.names_of(hashes))
 
     def _tails(self, measures: NDArray[np.float32], ids: NDArray[np.int32], names: Names | None) -> NDArray[np.float32]:
-        if (self.cores == ("linear",) and self.second is None) or self.model.values:  # there are no bins
+        if (set(self.cores) <= {*BY_NUMBERS} and self.second is None) or self.model.values:  # there are no bins
             return np.zeros(measures.shape, np.float32)
         mine = np.ascontiguousarray(ids[:, self.shape.fields : len(self.fields)])
         return self._number_encoder.tails(measures.astype(np.float64), mine, names)
@@ -244,7 +316,7 @@ class Parts:
         self, hashes: NDArray[np.uint64], measures: NDArray[np.float32], time_ms: NDArray[np.int64]
     ) -> NDArray[np.int32]:
         """The same of (k, F) hashes, (k, N) measures and (k,) times that a row has kept."""
-        numbers = self._numbers(measures, self._names_of(hashes))
+        numbers = self._numbers(measures, self.names_of(hashes))
         return self._beside(self.encoder.ids_of_hashes(hashes), numbers, time_ms)
 
     def among(self, events: Events, ids: NDArray[np.int32]) -> NDArray[np.int32]:
@@ -258,7 +330,7 @@ class Parts:
 
     def among_of_context(self, hashes: NDArray[np.uint64], ids: NDArray[np.int32]) -> NDArray[np.int32]:
         """The same of (k, F) hashes that a row has kept."""
-        return self._among(ids, self._names_of(hashes))
+        return self._among(ids, self.names_of(hashes))
 
     def _numbers(self, measures: NDArray[np.float32], names: Names | None) -> NDArray[np.int32]:
         """Ids of their bins."""
@@ -276,7 +348,8 @@ class Parts:
             allow_known(among[:, -1], numbers[:, -1])
         return among
 
-    def _names_of(self, hashes: NDArray[np.uint64]) -> Names | None:
+    def names_of(self, hashes: NDArray[np.uint64]) -> Names | None:
+        """For each number column the names of k events' numbers by (k, F) hashes, as `NumberRules.names` gives them."""
         name, columns = self._name_of_hash.get, self.measures.named_by
         return [None if by is None else list(map(name, hashes[:, by].tolist())) for by in columns] or None
 

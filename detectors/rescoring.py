@@ -16,11 +16,10 @@ from numpy.typing import NDArray
 from detectors.calibration import Calibration
 from detectors.contexts import Window, replay
 from detectors.parts import Parts, SecondStage
+from detectors.passes import Budget
 from detectors.process import Verdicts
 from detectors.rows import PartitionState, SessionRows
 from models.runtime import F32
-
-BLOCK = 1_000  # offsets that a budget is for
 
 
 @dataclass(frozen=True)
@@ -70,7 +69,7 @@ def rescore(
     walk, ends = verdicts.walk, verdicts.ends
     records = np.flatnonzero(verdicts.anomaly)
     sessions = np.flatnonzero(ends.anomaly & (walk.ended_events[ends.operation] <= parts.shape.context))
-    of_records, of_sessions = (_Budget(*spent).since(state.next_offset) for spent in state.rescoring)
+    of_records, of_sessions = (Budget(*spent).since(state.next_offset) for spent in state.rescoring)
     records = of_records.first(records, verdicts.events.offsets[records], parts.passes)
     sessions = of_sessions.first(sessions, ends.last_offset[sessions], parts.passes)
     operations = np.concatenate([walk.of_events[records], ends.operation[sessions]])
@@ -82,32 +81,6 @@ def rescore(
         int(verdicts.anomaly.sum() + ends.anomaly.sum()) - len(scores),
     )  # fmt: skip
     return rescored, replace(state, rescoring=(of_records.spent, of_sessions.spent))
-
-
-@dataclass
-class _Budget:
-    """Passes that one kind of anomaly had in the latest thousand of offsets."""
-
-    block: int
-    used: int
-
-    @property
-    def spent(self) -> tuple[int, int]:
-        return self.block, self.used
-
-    def since(self, next_offset: int) -> _Budget:
-        """The same, or a new one where the source was made anew or its offset reset."""
-        return _Budget(0, 0) if self.block * BLOCK > next_offset else self
-
-    def first(self, found: NDArray[np.intp], offsets: NDArray[np.int64], passes: int) -> NDArray[np.intp]:
-        """Those of what was found that have a pass."""
-        chosen = np.zeros(len(found), np.bool_)
-        for i, offset in enumerate(offsets.tolist()):
-            if offset // BLOCK > self.block:
-                self.block, self.used = offset // BLOCK, 0
-            chosen[i] = self.used < passes
-            self.used += int(chosen[i])
-        return found[chosen]
 
 
 def _scores(

@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, fields, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
 import numpy as np
 from numba import njit
 from numpy.typing import NDArray
 
+from detectors.kept import Kept
 from detectors.online import OnlineState
+from detectors.promise_keeper import KeeperState
 from detectors.schema_watch import SchemaState
 from features.event_order import NOTHING_HELD, earliest_ms
 from features.open_windows import NO_WINDOWS, next_close_ms
+from features.profiles import FREE, count_token, token_key
 from features.sessions import NEVER_MS, NO_WATERMARK, SessionClocks, SessionRules
 
 NO_BUNDLE = 0  # a row no model has scored yet
@@ -24,6 +27,8 @@ _STEP, _LATE = 0, 5
 @dataclass(frozen=True)
 class SessionRows:
     """S session rows. H = hidden size, W = events of context, F = token fields, N = numbers, C = counters among them.
+
+    P = entries of the profile.
 
     Attributes
     ----------
@@ -49,6 +54,10 @@ class SessionRows:
         event too; then `first_ms` and `last_ms` are when something can become due.
     segment
         (S,) bytes: UTF-8 name of the session's segment, that of its first event (detectors/segments.py).
+    profile_keys, profile_counts
+        (S, P) uint64 and uint16: how often each token came (features/profiles.py).
+    tag
+        (S,) float32: whether the session is in a bad stretch, and how surely (detectors/tags.py); 0 not known.
     """
 
     events: NDArray[np.int64]
@@ -67,6 +76,9 @@ class SessionRows:
     held: NDArray[Any]
     windows: NDArray[Any]
     segment: NDArray[Any]
+    profile_keys: NDArray[np.uint64]
+    profile_counts: NDArray[np.uint16]
+    tag: NDArray[np.float32]
 
     @classmethod
     def empty(cls, count: int, shape: RowShape) -> SessionRows:
@@ -141,27 +153,45 @@ DTYPES: dict[str, str] = {
     "events": "<i8", "first_ms": "<i8", "last_ms": "<i8", "applied": "<i8", "worst": "<f4", "worst_offset": "<i8",
     "bundle": "<u8", "hidden": "<f4", "context_ms": "<i8", "context_tokens": "<u8",
     "context_numbers": "<f4", "counter_value": "<f8", "counter_ms": "<i8", "held": "O", "windows": "O", "segment": "O",
+    "profile_keys": "<u8", "profile_counts": "<u2", "tag": "<f4",
 }  # fmt: skip
 
 
 @dataclass(frozen=True)
 class RowShape:
-    """What a row's width depends on: hidden state, events of context, token fields, numbers, counters among these."""
+    """What a row's width depends on.
+
+    Hidden state, events of context, token fields, numbers, counters among these, entries of the profile.
+    """
 
     hidden: int
     context: int
     fields: int
     numbers: int = 0
     counters: int = 0
+    profile: int = 0
 
     def dimensions(self, column: str) -> tuple[int, ...]:
         """Shape of one row's entry in a column of `SessionRows`."""
         shapes = {
             "hidden": (self.hidden,), "context_ms": (self.context,), "context_tokens": (self.context, self.fields),
             "context_numbers": (self.context, self.numbers), "counter_value": (self.counters,),
-            "counter_ms": (self.counters,),
+            "counter_ms": (self.counters,), "profile_keys": (self.profile,), "profile_counts": (self.profile,),
         }  # fmt: skip
         return shapes.get(column, ())
+
+
+MOST_SEGMENTS = 100  # whose decisions are counted apart; the others are counted together
+OTHER_SEGMENTS = "\0"
+
+
+@dataclass(frozen=True)
+class Decided:
+    """Decisions since a time (None: none yet), of records and of sessions, by segment ("" for none)."""
+
+    since_ms: int | None = None
+    records: dict[str, int] = field(default_factory=dict)
+    sessions: dict[str, int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -185,6 +215,17 @@ class PartitionState:
     rescoring
         Of records and of sessions, the latest thousand of offsets in which some were looked at again, and how many
         (detectors/rescoring.py).
+    explaining
+        The same of records that were explained by leaving events out (detectors/occlusion.py).
+    absolved
+        Patterns that people have called normal, the latest last, 8 bytes each, little endian (detectors/absolution.py).
+    decided
+        How many decisions were taken (detectors/decided.py).
+    keeper
+        The thresholds that keep the promise, and what they learn from (detectors/promise_keeper.py); None where
+        nothing is adapted.
+    kept
+        What detectors remember, by their names (detectors/kept.py).
     """
 
     next_offset: int
@@ -194,29 +235,35 @@ class PartitionState:
     schema: SchemaState | None = None
     online: OnlineState | None = None
     rescoring: tuple[tuple[int, int], tuple[int, int]] = ((0, 0), (0, 0))
+    explaining: tuple[int, int] = (0, 0)
+    absolved: bytes = b""
+    decided: Decided = field(default_factory=Decided)
+    keeper: KeeperState | None = None
+    kept: Mapping[str, Kept] = field(default_factory=dict)
 
     def advance(
-        self, next_offset: int | None, watermark_ms: int, records: int, online: OnlineState | None
-    ) -> PartitionState:
+        self, next_offset: int | None, watermark_ms: int, records: int, online: OnlineState | None,
+        keeper: KeeperState | None = None,
+    ) -> PartitionState:  # fmt: skip
         """The state after a slice."""
         return replace(
             self, next_offset=self.next_offset if next_offset is None else next_offset,
-            watermark_ms=watermark_ms, records=self.records + records, online=online,
+            watermark_ms=watermark_ms, records=self.records + records, online=online, keeper=keeper,
         )  # fmt: skip
 
 
 @njit(cache=True)
 def remember(
     kind, row, record, first, offsets, time_ms, hashes, measures, scores,
-    counted, applied, worst, worst_offset, context_ms, context_tokens, context_numbers,
-    ended_worst, ended_worst_offset, ended_applied,
+    counted, applied, worst, worst_offset, context_ms, context_tokens, context_numbers, profile_keys, profile_counts,
+    ended_worst, ended_worst_offset, ended_applied, ended_keys, ended_counts,
 ):  # fmt: skip
-    """Write m operations into rows, in order: context, applied offset, largest score; copy what an ended session had.
+    """Write m operations into rows, in order: context, profile, applied offset, largest score; copy what ended.
 
     `counted` (S,) holds each session's events before the slice and counts on. Scores that are NaN (no model yet) leave
-    `worst` as it was.
+    `worst` as it was. What an ended session had is written at its operation, its profile at the number of the end.
     """
-    width = context_ms.shape[1]
+    width, ended = context_ms.shape[1], 0
     for o in range(len(kind)):
         s = row[o]
         if kind[o] == _LATE:
@@ -224,15 +271,22 @@ def remember(
         if kind[o] != _STEP:
             ended_worst[o], ended_worst_offset[o], ended_applied[o] = worst[s], worst_offset[s], applied[s]
             counted[s], worst[s], worst_offset[s], applied[s] = 0, -np.inf, NO_OFFSET, NO_OFFSET
+            ended_keys[ended], ended_counts[ended] = profile_keys[s], profile_counts[s]
+            profile_keys[s], profile_counts[s] = FREE, 0
+            ended += 1
             continue
         i = record[o]
         if first[i]:
             counted[s], worst[s], worst_offset[s] = 0, -np.inf, NO_OFFSET
             context_ms[s], context_tokens[s], context_numbers[s] = 0, 0, 0  # nothing of an earlier session of that name
+            profile_keys[s], profile_counts[s] = FREE, 0
         at = counted[s] % width
         context_ms[s, at] = time_ms[i]
         context_tokens[s, at] = hashes[i]
         context_numbers[s, at] = measures[i]
+        if len(profile_keys[s]):
+            for field in range(hashes.shape[1]):
+                count_token(profile_keys[s], profile_counts[s], token_key(field, hashes[i, field]))
         counted[s] += 1
         applied[s] = offsets[i]
         if scores[i] > worst[s]:

@@ -8,6 +8,7 @@ from numpy.typing import NDArray
 from detectors.online import OnlineScores, OnlineState, score_online
 from detectors.parts import Parts
 from detectors.rows import NO_BUNDLE, NO_OFFSET, PartitionState, SessionRows
+from detectors.tags import NO_TAG
 from features.sessions import Walk
 
 F32 = NDArray[np.float32]
@@ -48,5 +49,5 @@ def without_bundle(rows: SessionRows) -> SessionRows:
     if len(stale) == 0:
         return rows
     rows = rows.copy()
-    rows.hidden[stale], rows.worst[stale], rows.worst_offset[stale] = 0.0, -np.inf, NO_OFFSET
+    rows.hidden[stale], rows.worst[stale], rows.worst_offset[stale], rows.tag[stale] = 0.0, -np.inf, NO_OFFSET, NO_TAG
     return rows

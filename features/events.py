@@ -173,6 +173,12 @@ class Events:
             seen.add(number)
         yield self._piece(low, len(self), list(rejects), is_first=is_first)
 
+    def cut(self, at: int) -> tuple[Events, Events]:
+        """What comes before event `at`, with the rejects there, and all from it on."""
+        before = [reject for reject in self.rejects if reject.index < self.index[at]]
+        after = self.rejects[len(before) :]
+        return self._piece(0, at, before, is_first=True), self._piece(at, len(self), after, is_first=False)
+
     def _piece(self, low: int, high: int, rejects: list[Reject], *, is_first: bool) -> Events:
         numbers: dict[int, int] = {}
         session = [numbers.setdefault(s, len(numbers)) for s in self.session[low:high].tolist()]

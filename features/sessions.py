@@ -126,6 +126,11 @@ class Walk:
         return ends[np.argsort(self.record[ends], kind="stable")]
 
     @cached_property
+    def places_of_ends(self) -> NDArray[np.intp]:
+        """Which of the ends, in the order of operations, each of `of_ends` is."""
+        return np.searchsorted(np.sort(self.of_ends), self.of_ends)
+
+    @cached_property
     def steps(self) -> NDArray[np.intp]:
         """Positions of the steps: of all events that are not late."""
         return np.flatnonzero(self.kind == STEP)

@@ -54,6 +54,7 @@ class Bundle:
     content: dict[str, Any]
     files: dict[str, bytes]
     manifest: bytes = b""
+    created: str | None = None
 
 
 def write_bundle(
@@ -173,7 +174,7 @@ def read_bundle(path: Path | Folder) -> Bundle:
     if extra := sorted(set(names_in(folder)) - {*expected, MANIFEST}):
         message = f"bundle {folder} holds {extra[0]}, which is no part of it; remove that file"
         raise BundleError(message)
-    return Bundle(manifest.digest, manifest.content, files, manifest.raw)
+    return Bundle(manifest.digest, manifest.content, files, manifest.raw, manifest.created)
 
 
 def _read_part(folder: Folder, name: str) -> bytes:

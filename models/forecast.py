@@ -67,14 +67,14 @@ class ForecastRuntime:
         of_core = {name: array for name, array in weights.items() if not name.startswith(PREFIX)}
         _check(spec, of_core)
         self._core: Runtime = load_runtime(spec, of_core, runtime, device)
-        self.name, self.spec = self._core.name, spec
+        self.name, self.resumes, self.spec = self._core.name, False, spec
         self._weight = np.ascontiguousarray(of_core["change.weight"], np.float32)
         self._bias = np.ascontiguousarray(of_core["change.bias"], np.float32)
 
     def score_and_step(
         self, kind: NDArray[np.int8], row: NDArray[np.int32], record: NDArray[np.int32], first: NDArray[np.bool_],
         tokens: NDArray[np.int32], log_gap: F32, hidden: F32, among: NDArray[np.int32] | None = None,
-        numbers: F32 | None = None, tails: F32 | None = None,
+        numbers: F32 | None = None, tails: F32 | None = None, time_ms: NDArray[np.int64] | None = None,
     ) -> Scores:  # fmt: skip
         """As `Runtime.score_and_step` says."""
         values, channels = self.values, self.values.channels

@@ -13,7 +13,8 @@ from numba import njit
 f4 = np.float32
 LOG2E = f4(1.4426950408889634)
 LN2_HIGH, LN2_LOW = f4(0.693359375), f4(-2.12194440e-4)  # ln 2 in two parts, so that x - n ln 2 keeps its bits
-STEP, LATE = 0, 5  # an event that is scored and advances its row, and one that is scored only; others are ends
+# An event that is scored and advances its row, one that is scored only, and one that advances only; others are ends.
+STEP, LATE, ADVANCE = 0, 5, 6
 
 # LLVM may contract, reassociate and so vectorise. It may also take all numbers for finite, which weights are checked
 # to be and inputs are by construction.
@@ -109,7 +110,8 @@ def score_and_step(
     Parameters
     ----------
     kind, row, record
-        (m,) operations: STEP scores event `record` and applies it to `row`, LATE scores it, others are a session's end.
+        (m,) operations: STEP scores event `record` and applies it to `row`, LATE scores it, ADVANCE applies it, others
+        are a session's end.
     first
         (n,) bool: the event opens a session, so its row begins at `start`.
     tokens, log_gap
@@ -144,7 +146,7 @@ def score_and_step(
     logits = np.empty(head.shape[1], f4)
     for o in range(len(kind)):
         s = row[o]
-        if kind[o] != STEP and kind[o] != LATE:
+        if kind[o] != STEP and kind[o] != LATE and kind[o] != ADVANCE:
             for j in range(size):
                 states[o, j] = hidden[s, j]
             if fields == 0:
@@ -164,25 +166,26 @@ def score_and_step(
         for j in range(size):
             h[j] = start[j] if first[i] else hidden[s, j]
             states[o, j] = h[j]
-        for j in range(width):
-            logits[j] = head_bias[j]
-        _add_product(logits, h, head, size, 0, width)
-        for f in range(fields):
-            low, high = head_offset[f], head_offset[f + 1]
-            if classed[f, 0] > 0:
-                surprise[i, f] = _surprise_in_class(
-                    logits, h, head, head_bias, size, low, high, classed[f, 1], classed[f, 0], classed[f, 2],
-                    tokens[i, f],
-                )  # fmt: skip
-                continue
-            came = logits[low + tokens[i, f]]
-            if f >= free:
-                low, high = low + among[i, f - free, 0], low + among[i, f - free, 1]
-            total = _log_sum_exp(logits, low, high)
-            surprise[i, f] = total - came
-            if f >= free:
-                for j in range(low, high):  # less its mean
-                    surprise[i, f] -= _exp(logits[j] - total) * (total - logits[j])
+        if kind[o] != ADVANCE:
+            for j in range(width):
+                logits[j] = head_bias[j]
+            _add_product(logits, h, head, size, 0, width)
+            for f in range(fields):
+                low, high = head_offset[f], head_offset[f + 1]
+                if classed[f, 0] > 0:
+                    surprise[i, f] = _surprise_in_class(
+                        logits, h, head, head_bias, size, low, high, classed[f, 1], classed[f, 0], classed[f, 2],
+                        tokens[i, f],
+                    )  # fmt: skip
+                    continue
+                came = logits[low + tokens[i, f]]
+                if f >= free:
+                    low, high = low + among[i, f - free, 0], low + among[i, f - free, 1]
+                total = _log_sum_exp(logits, low, high)
+                surprise[i, f] = total - came
+                if f >= free:
+                    for j in range(low, high):  # less its mean
+                        surprise[i, f] -= _exp(logits[j] - total) * (total - logits[j])
         if kind[o] == LATE:
             continue
         gap = log_gap[i]

@@ -35,7 +35,7 @@ class LinearRuntime:
         The weights do not fit each other, or are for other numbers.
     """
 
-    name = "kernel"
+    name, resumes = "kernel", False
 
     def __init__(self, weights: Mapping[str, NDArray[np.float64]], fields: int, numbers: int) -> None:
         self.model = Autoregression.from_arrays(weights)
@@ -47,7 +47,7 @@ class LinearRuntime:
     def score_and_step(
         self, kind: NDArray[np.int8], row: NDArray[np.int32], record: NDArray[np.int32], first: NDArray[np.bool_],
         tokens: NDArray[np.int32], log_gap: F32, hidden: F32, among: NDArray[np.int32] | None = None,
-        numbers: F32 | None = None, tails: F32 | None = None,
+        numbers: F32 | None = None, tails: F32 | None = None, time_ms: NDArray[np.int64] | None = None,
     ) -> Scores:  # fmt: skip
         """As `Runtime.score_and_step` says; without ids numbers have no tails."""
         channels, width = self.model.channels, self.model.lags + 1

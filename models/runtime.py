@@ -39,20 +39,30 @@ class Scores:
 
 
 class Runtime(Protocol):
-    """What serves a model; `name` is for logs."""
+    """What serves a model.
+
+    Attributes
+    ----------
+    name
+        For logs.
+    resumes
+        Whether the states it tells are what rows hold, so that a row may begin with one, and ADVANCE is an operation.
+    """
 
     name: str
+    resumes: bool
 
     def score_and_step(
         self, kind: NDArray[np.int8], row: NDArray[np.int32], record: NDArray[np.int32], first: NDArray[np.bool_],
         tokens: NDArray[np.int32], log_gap: F32, hidden: F32, among: NDArray[np.int32] | None = None,
-        numbers: F32 | None = None, tails: F32 | None = None,
+        numbers: F32 | None = None, tails: F32 | None = None, time_ms: NDArray[np.int64] | None = None,
     ) -> Scores:  # fmt: skip
         """Score each event before learning it; shapes as in `models.kernels.score_and_step`. `hidden` is untouched.
 
         `hidden` may be wider than the model's state; what lies beyond stays as it is. `numbers` are the (n, N) values
         themselves, for what reads them by no ids (a core that forecasts, what `models.values.told` says of them),
-        `tails` (n, N) nats that come on top of the surprise of their ids.
+        `tails` (n, N) nats that come on top of the surprise of their ids, `time_ms` (n,) when each event was, for
+        what goes by the time of day.
         """
 
     def log_probabilities(self, states: F32) -> list[F32]:
@@ -132,6 +142,7 @@ class GruKernel:
             message = f"the bundle has no weight {error.args[0]}; train it again"
             raise BundleError(message) from None
         self.name = "kernel"
+        self.resumes = True
         self.size = size = len(self.start)
         self.sizes = sizes
         spec = ModelSpec("gru", size, sizes, inputs, flat=flat, values=values)
@@ -163,13 +174,13 @@ class GruKernel:
     def score_and_step(
         self, kind: NDArray[np.int8], row: NDArray[np.int32], record: NDArray[np.int32], first: NDArray[np.bool_],
         tokens: NDArray[np.int32], log_gap: F32, hidden: F32, among: NDArray[np.int32] | None = None,
-        numbers: F32 | None = None, tails: F32 | None = None,
+        numbers: F32 | None = None, tails: F32 | None = None, time_ms: NDArray[np.int64] | None = None,
     ) -> Scores:  # fmt: skip
         """As `Runtime.score_and_step` says."""
         among = np.empty((len(tokens), 0, 2), np.int32) if among is None else among
         assert not self._classed[len(self.sizes) - among.shape[1] :].any(), "fields with known ranges have few ids"
         scores = Scores(
-            np.empty((len(tokens), len(self.sizes)), np.float32), np.empty((len(kind), self.size), np.float32),
+            np.zeros((len(tokens), len(self.sizes)), np.float32), np.empty((len(kind), self.size), np.float32),
             np.zeros(len(kind), np.float32), np.array(hidden, np.float32, order="C"),
         )  # fmt: skip
         told = np.empty((len(tokens), 0), np.float32)

@@ -6,8 +6,10 @@ from dataclasses import asdict, dataclass
 from math import isqrt
 from typing import Any
 
-CORES = ("gru", "lstm", "transformer", "tcn")  # of sequence models; "linear" forecasts numbers without one
+CORES = ("gru", "lstm", "transformer", "tcn")  # of sequence models
+BY_NUMBERS = ("linear", "seasonal")  # cores that judge each number by its own past, and know nothing else
 LAGS = 10  # values that a linear forecast is made from
+SEASONAL = 269  # float32 that the seasonal core keeps of a number
 KERNELS = ("gru",)  # cores with a kernel
 WINDOWED = ("transformer", "tcn")  # cores whose weights are for one window
 LARGE = 500  # symbols of a softmax without classes at most: beyond, it would cost more than all else of a step
@@ -87,6 +89,8 @@ def state_size(core: str, hidden: int, window: int, columns: int) -> int:
     """
     if core == "linear":  # of number columns
         return columns * (LAGS + 1)
+    if core == "seasonal":
+        return columns * SEASONAL
     if core == "transformer":
         return hidden + 1 + window * (columns + 1)
     return hidden * {"gru": 1, "lstm": 2, "tcn": 1 + sum(dilations(window))}[core]

@@ -113,6 +113,7 @@ class TorchRuntime:
         # One thread, as in training: workers are one to a core, and OpenMP's threads spin for each other.
         torch.set_num_threads(1)
         self.name = f"torch-{device}"
+        self.resumes = False
         self._device = torch.device(device)
         self._model = make_model(spec)
         _check(self._model.state_dict(), weights)
@@ -122,7 +123,7 @@ class TorchRuntime:
     def score_and_step(
         self, kind: NDArray[np.int8], row: NDArray[np.int32], record: NDArray[np.int32], first: NDArray[np.bool_],
         tokens: NDArray[np.int32], log_gap: F32, hidden: F32, among: NDArray[np.int32] | None = None,
-        numbers: F32 | None = None, tails: F32 | None = None,
+        numbers: F32 | None = None, tails: F32 | None = None, time_ms: NDArray[np.int64] | None = None,
     ) -> Scores:  # fmt: skip
         """As `Runtime.score_and_step` says."""
         among = np.empty((len(tokens), 0, 2), np.int32) if among is None else among

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from typing import Any
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
 
 from aiokafka import AIOKafkaProducer
 
@@ -13,18 +14,22 @@ from pipeline.agents.score import add_scoring_agent
 from pipeline.auto_train import AutoTrain
 from pipeline.clients import Clients
 from pipeline.cold_rows import Memory
+from pipeline.consuming import ConsumingThread
 from pipeline.context import StreamContext, wall_clock_ms
 from pipeline.control_reader import ControlReader
 from pipeline.health import Health
+from pipeline.incident_stage import IncidentStage, stage_route
 from pipeline.instance import Instance
 from pipeline.loading import load_served, make_served
 from pipeline.metrics import Metrics
+from pipeline.notices import FEED
 from pipeline.outputs import Output
 from pipeline.promotion_reader import PromotionReader
 from pipeline.pulse import SESSION_TIMEOUT_S
 from pipeline.recovery import Recovery
 from pipeline.registry import Registry
 from pipeline.repartition import Repartitioner, Route
+from pipeline.security import faust_options
 from pipeline.serving import make_parts, make_session_decoder, state_fingerprint
 from pipeline.settings import Settings
 from pipeline.standby import Standbys
@@ -33,6 +38,9 @@ from pipeline.topic_ids import TopicIds
 from pipeline.topics import OUTPUTS, changelog_topic, controls_topic, models_topic, output_topic
 from pipeline.transport import SliceApp
 from pipeline.unmatched_lines import UnmatchedLines
+
+if TYPE_CHECKING:
+    from pipeline.traces import Traces
 
 _LEAST_HOT = 64  # rows a partition may always keep, however many partitions share the budget
 _STOP_TIMEOUT_S = 3.0
@@ -45,7 +53,7 @@ class Outbox:
 
     def __init__(self, settings: Settings, clients: Clients, metrics: Metrics) -> None:
         self._clients, self._metrics = clients, metrics
-        self._topics = {what: output_topic(settings, what) for what in OUTPUTS}
+        self._topics = {what: output_topic(settings, what) for what in OUTPUTS} | {FEED: settings.incident_feed}
         self._producer: AIOKafkaProducer | None = None
 
     async def start(self) -> None:
@@ -84,7 +92,8 @@ class Outbox:
 
 def build_app(
     settings: Settings, learned: dict[str, Learned | None], instance: Instance, metrics: Metrics, health: Health,
-    partitions: int, *, accepts_reset: bool = False, auto_train: AutoTrain | None = None,
+    partitions: Mapping[str, int], *, accepts_reset: bool = False, auto_train: AutoTrain | None = None,
+    traces: Traces | None = None,
 ) -> SliceApp:  # fmt: skip
     """Make the Faust app of a worker.
 
@@ -93,12 +102,14 @@ def build_app(
     learned
         By stream, the bundle that serves it by its `serving` file.
     partitions
-        Source partitions of all streams together; a worker may be assigned all of them, so the budget of hot rows is
-        divided by that.
+        By topic, how many each stream is read from; a worker may be assigned all of them, so the budget of hot rows is
+        divided by their sum. Budgets of alarms are shared by those of their stream.
     accepts_reset
         Whether a group's offset that an operator has moved is followed; sessions close then.
     auto_train
         Trains the first bundles.
+    traces
+        Makes spans.
     """
     clients = Clients(settings)
     topic_ids, outbox = TopicIds(clients), Outbox(settings, clients, metrics)
@@ -114,13 +125,18 @@ def build_app(
         lambda name, digest: load_served(settings, name, digest, unmatched.of.get(name)),
         metrics,
     )
-    capacity = max(_LEAST_HOT, settings.state.hot_sessions // max(1, partitions))
-    interval_s = max(settings.checkpoint_interval / 1000, partitions / _COMMITS_PER_S)
+    together = sum(partitions.values())
+    capacity = max(_LEAST_HOT, settings.state.hot_sessions // max(1, together))
+    interval_s = max(settings.checkpoint_interval / 1000, together / _COMMITS_PER_S)
 
     repartitioners = {
         name: Repartitioner(_route(settings, name, outbox), clients, instance.name, topic_ids, metrics, health)
         for name, stream in settings.streams.items() if stream.is_repartitioned
     }  # fmt: skip
+
+    threads: list[ConsumingThread] = [*repartitioners.values()]
+    if settings.incidents.enabled:
+        threads.append(IncidentStage(stage_route(settings), clients, instance.name, metrics, traces=traces))
 
     def context(name: str, stream: StreamSettings) -> StreamContext:
         idle_ms = stream.session.idle or max(_LEAST_IDLE_MS, stream.session.gap)
@@ -131,11 +147,13 @@ def build_app(
             starts_latest=stream.start == "latest" and name not in repartitioners,
             exactly_once=settings.delivery == "exactly_once", accepts_reset=accepts_reset, capacity=capacity,
             checkpoint_interval_s=interval_s, idle_s=idle_ms / 1000, folder=rows_folder,
-            memory=memory, make_parts=lambda bundle: make_parts(settings, name, bundle), promotions=promotions,
+            memory=memory, promotions=promotions,
+            make_parts=lambda bundle: make_parts(settings, name, bundle, partitions.get(stream.topic)),
             sample=settings.decisions.sample, make_producer=clients.transactional_producer, recovery=recovery,
             controls=controls, topic_ids=topic_ids, send=outbox.send, output_topic=outbox.topic, metrics=metrics,
             health=health, auto_train=auto_train,
-            source_is_copied=repartitioners[name].source_is_copied if name in repartitioners else None,
+            incidents_by=settings.incidents.by if settings.incidents.enabled else None,
+            traces=traces, source_is_copied=repartitioners[name].source_is_copied if name in repartitioners else None,
         )  # fmt: skip
 
     contexts = {settings.topic_of(name): context(name, stream) for name, stream in settings.streams.items()}
@@ -148,11 +166,11 @@ def build_app(
         await controls.start()
         await promotions.start()
         await unmatched.start()
-        for repartitioner in repartitioners.values():
-            repartitioner.start()
+        for thread in threads:
+            thread.start()
 
     async def stop() -> None:
-        await asyncio.gather(*(asyncio.to_thread(repartitioner.stop) for repartitioner in repartitioners.values()))
+        await asyncio.gather(*(asyncio.to_thread(thread.stop) for thread in threads))
         if auto_train is not None:
             await asyncio.to_thread(auto_train.stop)
         await unmatched.stop()
@@ -164,8 +182,8 @@ def build_app(
     app = SliceApp(
         settings.app, contexts=contexts, clients=clients, recovery=recovery, instance=instance.name,
         standbys=standbys, standby_replicas=settings.state.standby_replicas, health=health,
-        repartitioners=list(repartitioners.values()), start=start, stop=stop,
-        broker=[f"kafka://{server.strip()}" for server in settings.broker.split(",")],
+        threads=threads, start=start, stop=stop,
+        **faust_options(settings.broker),
         web_enabled=False, topic_disable_leader=True, stream_wait_empty=False, stream_recovery_delay=0.0,
         stream_buffer_maxsize=16, broker_session_timeout=SESSION_TIMEOUT_S, topic_allow_declare=False,
         datadir=str(instance.folder / "faust"), key_serializer="raw", value_serializer="raw",

@@ -89,7 +89,8 @@ class Assignment:
             await asyncio.wait(openers)  # Faust waits 90 s and cancels this, which must not cancel the openers
         if self.fatal is not None:
             await asyncio.sleep(_STOPPING_S)  # until Faust, which is being stopped, cancels this
-        if self._current_generation() != generation:
+        # Revoked, the worker is of the old generation until it joins the next: Faust must not let records flow now.
+        if self._is_revoked or self._current_generation() != generation:
             raise RebalanceAgain
 
     async def close_all(self, *, keep: bool) -> None:

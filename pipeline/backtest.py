@@ -9,10 +9,11 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from detectors.alert_budget import DAY_MS
 from detectors.judging import delays, overlapping
 from detectors.parts import Learned
 from pipeline.errors import UsageError
-from pipeline.judgement import Backtest, Held, judge
+from pipeline.judgement import Backtest, Held, KeptBudget, judge
 from pipeline.labels import Labels, Range
 from pipeline.score import verdicts_of, written
 from pipeline.serving import saved_name
@@ -58,9 +59,23 @@ def run_backtest(
         message = f"none of the {len(labels):,} labels fits {source}: {_WHY[labels.kind]}"
         raise UsageError(message)
     held = hold_records(records, labels), hold_sessions(sessions, records, labels)
-    judged = [None if h is None else judge(h, stream.promise.false_alarm_rate) for h in held]
+    rate = stream.promise.rate(learned.volume)
+    judged = [None if h is None else judge(h, rate) for h in held]
     about = {"stream": name, "model": learned.digest, "labels": labels.kind, "unused_labels": left_over}
-    return Result(Backtest.model_validate(about | {"records": judged[0], "sessions": judged[1]}), *held)
+    budget = keep_budget(stream.promise.alert_budget, (records, sessions), held)
+    told = about | {"records": judged[0], "sessions": judged[1], "budget": budget}
+    return Result(Backtest.model_validate(told), *held)
+
+
+def keep_budget(budget: float | None, verdicts: Sequence[Verdicts], held: Sequence[Held | None]) -> KeptBudget | None:
+    """Alarms a day from the first record to the last, beside the budget; None without one or with no time between."""
+    times = verdicts[0].first_ms[verdicts[0].first_ms > 0]
+    if budget is None or not len(times) or times.min() == times.max():
+        return None
+    days = int(times.max() - times.min()) / DAY_MS
+    wrong = sum(int((h.alarmed & h.known & ~h.anomalous).sum()) for h in held if h is not None)
+    alarms = sum(int(of_kind.anomaly.sum()) for of_kind in verdicts)
+    return KeptBudget(promised=budget, alarms=alarms / days, false_alarms=wrong / days)
 
 
 def _as_saved(settings: Settings, name: str, labels: Labels) -> Labels:

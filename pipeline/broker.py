@@ -53,7 +53,6 @@ _SILENT = logging.Logger("offbeat.broker.probe", logging.CRITICAL + 1)
 _SERVER = {
     "process.roles": "broker,controller",
     "node.id": "1",
-    "listener.security.protocol.map": "BROKER:PLAINTEXT,CONTROLLER:PLAINTEXT",
     "inter.broker.listener.name": "BROKER",
     "controller.listener.names": "CONTROLLER",
     "auto.create.topics.enable": "false",
@@ -167,6 +166,10 @@ class LocalBroker:
         `stop` removes the data. A folder with kept data is refused.
     settings
         Kafka broker settings that go before ours.
+    listeners
+        Further listeners by name (in capitals), each with its protocol, such as SASL_SSL; `address_of` tells where.
+    users
+        Passwords of users who may log in by SCRAM, made with the log folder.
 
     Examples
     --------
@@ -183,10 +186,13 @@ class LocalBroker:
         port: int | None = None,
         ephemeral: bool = False,
         settings: Mapping[str, str] = MappingProxyType({}),
+        listeners: Mapping[str, str] = MappingProxyType({}),
+        users: Mapping[str, str] = MappingProxyType({}),
     ) -> None:
         self.data_dir = data_dir.absolute()
         self.ephemeral = ephemeral
-        self._settings = dict(settings)
+        self._settings, self._listeners, self._users = dict(settings), dict(listeners), dict(users)
+        self._ports: dict[str, int] = {}  # of further listeners
         self._port = port
         self._jvm: Jvm | None = None
         self._lock: IO[str] | None = None
@@ -197,6 +203,10 @@ class LocalBroker:
         """What clients take as `bootstrap.servers`; known once started."""
         assert self._port is not None
         return f"{HOST}:{self._port}"
+
+    def address_of(self, listener: str) -> str:
+        """What clients of a further listener take as `bootstrap.servers`; known once started."""
+        return f"{HOST}:{self._ports[listener]}"
 
     @property
     def pid(self) -> int:
@@ -353,10 +363,13 @@ class LocalBroker:
         assert self._lock is not None
         part = self.data_dir / "kafka.part"
         shutil.rmtree(part, ignore_errors=True)
-        self._configure("kafka.part", port=1, controller_port=2)
+        ports = dict(zip(("BROKER", *self._listeners), range(3, 100), strict=False))  # none is listened on
+        self._configure("kafka.part", ports, controller_port=2)
         # C1 compiles quicker, and this process is gone before C2 could help.
         command = self._command(
             java, "kafka.tools.StorageTool", "format", "-t", _new_cluster_id(), "-c", "server.properties",
+            *(f"--add-scram={how}=[name={name},password={password}]" for name, password in self._users.items()
+              for how in ("SCRAM-SHA-256", "SCRAM-SHA-512")),
             options=("-XX:TieredStopAtLevel=1",),
         )  # fmt: skip
         self._jvm = Jvm(command, self.data_dir, environ, self._lock.fileno())
@@ -370,7 +383,8 @@ class LocalBroker:
         assert self._lock is not None
         for attempt in range(1, _PORT_ATTEMPTS + 1):
             port = free_port() if self._port is None else self._port
-            self._configure("kafka", port, free_port())
+            further = self._ports or {name: free_port() for name in self._listeners}
+            self._configure("kafka", {"BROKER": port, **further}, free_port())
             with suppress(FileNotFoundError):  # what `_died` reads then is of this run
                 (self.data_dir / "kafka.log").replace(self.data_dir / "kafka.log.old")
             self._jvm = Jvm(
@@ -386,16 +400,19 @@ class LocalBroker:
                 if self._port is not None:
                     check_port(self._port)
             else:
-                self._port = port
+                self._port, self._ports = port, further
                 return
 
-    def _configure(self, log_folder: str, port: int, controller_port: int) -> None:
+    def _configure(self, log_folder: str, ports: Mapping[str, int], controller_port: int) -> None:
         """Write Kafka's and log4j's settings; paths are relative to the data folder, where the JVM runs."""
+        clients = ",".join(f"{name}://{HOST}:{port}" for name, port in ports.items())
+        protocols = {"BROKER": "PLAINTEXT", "CONTROLLER": "PLAINTEXT", **self._listeners}
         ours = {
             **_SERVER,
             "log.dirs": log_folder,
-            "listeners": f"BROKER://{HOST}:{port},CONTROLLER://{HOST}:{controller_port}",
-            "advertised.listeners": f"BROKER://{HOST}:{port}",
+            "listeners": f"{clients},CONTROLLER://{HOST}:{controller_port}",
+            "advertised.listeners": clients,
+            "listener.security.protocol.map": ",".join(f"{name}:{protocol}" for name, protocol in protocols.items()),
             # Static voters: they are read from here at each start, not kept in the log as dynamic ones are, so kept
             # data come up behind another controller port.
             "controller.quorum.voters": f"1@{HOST}:{controller_port}",

@@ -21,14 +21,25 @@ config_app = typer.Typer(no_args_is_help=True, help="Show, check or describe the
 app.add_typer(config_app, name="config")
 sessions_app = typer.Typer(no_args_is_help=True, help="Show or delete a session that the state holds.")
 app.add_typer(sessions_app, name="sessions")
+labels_app = typer.Typer(no_args_is_help=True, help="See what people said of anomalies, and what to look at next.")
+app.add_typer(labels_app, name="labels")
 models_app = typer.Typer(no_args_is_help=True, help="See, compare, verify and promote what training made.")
 app.add_typer(models_app, name="models")
+incidents_app = typer.Typer(no_args_is_help=True, help="See incidents: anomalies that belong together.")
+app.add_typer(incidents_app, name="incidents")
+mute_app = typer.Typer(no_args_is_help=True, help="Keep known anomalies from making incidents, for a time.")
+app.add_typer(mute_app, name="mute")
+alerts_app = typer.Typer(help="Tell people of incidents: webhooks, Alertmanager, chats, pagers.")
+app.add_typer(alerts_app, name="alerts")
 
 Config = Annotated[Path, typer.Option("--config", "-c", help="The config file.")]
 Session = Annotated[str, typer.Argument(metavar="KEY", help="The session's name, which is its records' key.")]
 Stream = Annotated[str, typer.Option("--stream", "-s", help="Name of the stream in the config.")]
 Reference = Annotated[
     str, typer.Argument(metavar="BUNDLE", help="The beginning of its digest, or `serving`, or `previous`.")
+]
+AnomalyName = Annotated[
+    str, typer.Argument(metavar="ID", help="The anomaly's `id`, such as shop/shop.orders/0/57/record.")
 ]
 Reason = Annotated[str | None, typer.Option(help="Why, for the record.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON, for scripts.")]
@@ -102,6 +113,19 @@ def demo(
 
 
 @app.command()
+def storefront(
+    config: Config = CONFIG,
+    seed: Annotated[int, typer.Option(help="Decides shoppers and faults.")] = 1,
+    rate: Annotated[float, typer.Option(min=0.1, max=1_000, help="Visits that begin in a second.")] = 40.0,
+) -> None:
+    """Send a made-up storefront's events to the stream orders until stopped; SIGUSR1 breaks it for half a minute."""
+    from pipeline.settings import load_settings
+    from pipeline.storefront_feed import run_storefront
+
+    run_storefront(load_settings(config), seed=seed, sessions_per_s=rate)
+
+
+@app.command()
 def broker(
     port: Annotated[int, typer.Option(help="Port to listen on (127.0.0.1 only).")] = 9092,
     data: Annotated[Path, typer.Option(help="Where the broker keeps its data.")] = Path("offbeat-data/broker"),
@@ -164,6 +188,40 @@ def train(
         load_settings(config), stream, source=input_, since=since, until=until, promoted=promote, seed=seed,
         contamination=contamination, resumes=resume, as_json=as_json, why=reason,
     )  # fmt: skip
+
+
+@app.command()
+def trainer(
+    config: Config = CONFIG,
+    once: Annotated[bool, typer.Option("--once", help="Do what is asked for now, and end.")] = False,
+) -> None:
+    """Train what drift, age, labels or people ask for, and offer what is better: start as many as you like."""
+    from pipeline.settings import load_settings
+    from pipeline.trainer import run_trainer
+
+    run_trainer(load_settings(config), config, once=once)
+
+
+@app.command()
+def retrain(
+    stream: Stream,
+    config: Config = CONFIG,
+    since: Annotated[str | None, typer.Option(help="Records from then on: a time, or a duration before now.")] = None,
+    until: Annotated[str | None, typer.Option(help="Likewise, records before.")] = None,
+    reason: Reason = None,
+    seed: Annotated[int, typer.Option(help="Decides start weights and order.")] = 0,
+    list_: Annotated[bool, typer.Option("--list", help="Ask for nothing, list what was asked for.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Ask running trainers for a training, by hand: no guard is asked."""
+    from pipeline.retrain_commands import list_jobs, request_training
+    from pipeline.settings import load_settings
+
+    settings = load_settings(config)
+    if list_:
+        list_jobs(settings, stream, as_json=as_json)
+        return
+    request_training(settings, stream, since=since, until=until, reason=reason, seed=seed, as_json=as_json)
 
 
 @app.command()
@@ -230,6 +288,73 @@ def tail(
     from pipeline.settings import load_settings
 
     tail_topic(load_settings(config), what, from_start=from_start, limit=limit, as_json=as_json)
+
+
+@app.command()
+def replay(
+    anomaly: AnomalyName,
+    config: Config = CONFIG,
+    back: Annotated[int, typer.Option(min=1, help="Records of the partition to read before it.")] = 100_000,
+    input_: Annotated[
+        Path | None, typer.Option("--input", help="JSON lines instead of the topic, plain or .gz.")
+    ] = None,
+    bundle: Annotated[
+        str | None, typer.Option(help="As for `models`; absent: the one that judged it, of a file the one that serves.")
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Judge an anomaly once more from its records, and explain all there is to explain."""
+    from pipeline.replay_command import replay_anomaly
+    from pipeline.settings import load_settings
+
+    replay_anomaly(load_settings(config), anomaly, back=back, source=input_, bundle=bundle, as_json=as_json)
+
+
+@app.command()
+def label(
+    anomaly: AnomalyName,
+    config: Config = CONFIG,
+    normal: Annotated[bool, typer.Option("--normal", help="It is none: silence its pattern.")] = False,
+    is_anomaly: Annotated[bool, typer.Option("--anomaly", help="It is one: its pattern is not silenced.")] = False,
+    reason: Reason = None,
+    yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Say whether an anomaly is one; workers go by it from their next checkpoint on."""
+    from pipeline.label_command import label_anomaly
+    from pipeline.settings import load_settings
+
+    if normal == is_anomaly:
+        message = "say what it is: either --normal or --anomaly"
+        raise UsageError(message)
+    settings = load_settings(config)
+    label_anomaly(settings, anomaly, "normal" if normal else "anomaly", reason, yes=yes, as_json=as_json)
+
+
+@labels_app.command("list")
+def labels_list(
+    config: Config = CONFIG,
+    stream: Annotated[str | None, typer.Option("--stream", "-s", help="Of this stream; absent: of all.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """List what people said of anomalies, and how many were some."""
+    from pipeline.label_command import list_labels
+    from pipeline.settings import load_settings
+
+    list_labels(load_settings(config), stream, as_json=as_json)
+
+
+@labels_app.command("queue")
+def labels_queue(
+    config: Config = CONFIG,
+    stream: Annotated[str | None, typer.Option("--stream", "-s", help="Of this stream; absent: of all.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """List what is most worth a label: patterns without one, the least sure first."""
+    from pipeline.label_command import show_queue
+    from pipeline.settings import load_settings
+
+    show_queue(load_settings(config), stream, as_json=as_json)
 
 
 @app.command()
@@ -359,6 +484,147 @@ def models_verify(
     from pipeline.settings import load_settings
 
     raise typer.Exit(verify_bundles(load_settings(config), stream, bundles or [], as_json=as_json))
+
+
+@incidents_app.command("list")
+def incidents_list(
+    config: Config = CONFIG,
+    only_open: Annotated[bool, typer.Option("--open", help="Only those that are open.")] = False,
+    suppressed: Annotated[bool, typer.Option("--suppressed", help="What mutes and maintenance suppressed.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """List incidents as they were last told."""
+    from pipeline.incident_commands import list_incidents, list_suppressed
+    from pipeline.settings import load_settings
+
+    settings = load_settings(config)
+    if suppressed:
+        list_suppressed(settings, as_json=as_json)
+    else:
+        list_incidents(settings, only_open=only_open, as_json=as_json)
+
+
+@incidents_app.command("show")
+def incidents_show(
+    incident: Annotated[str, typer.Argument(metavar="ID", help="Its id, as `offbeat incidents list` prints it.")],
+    config: Config = CONFIG,
+    as_json: AsJson = False,
+) -> None:
+    """Show one incident: how bad, since when, where it may have begun, and examples."""
+    from pipeline.incident_commands import show_incident
+    from pipeline.settings import load_settings
+
+    show_incident(load_settings(config), incident, as_json=as_json)
+
+
+@alerts_app.callback(invoke_without_command=True)
+def alerts(context: typer.Context, config: Config = CONFIG) -> None:
+    """Tell people of incidents: start as many as you like, they share the partitions."""
+    from pipeline.alerts.process import run_alerts
+    from pipeline.settings import load_settings
+
+    if context.invoked_subcommand is None:
+        run_alerts(load_settings(config))
+
+
+@alerts_app.command("status")
+def alerts_status(config: Config = CONFIG, as_json: AsJson = False) -> None:
+    """Say what each receiver has not got yet, and which are disabled."""
+    from pipeline.alerts.commands import show_status
+    from pipeline.settings import load_settings
+
+    show_status(load_settings(config), as_json=as_json)
+
+
+@alerts_app.command("redeliver")
+def alerts_redeliver(
+    ids: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="[ID]...", help="Messages, changes or incidents; absent: all that options leave."),
+    ] = None,
+    config: Config = CONFIG,
+    receiver: Annotated[str | None, typer.Option(help="Only what this receiver did not get.")] = None,
+    since: Annotated[str | None, typer.Option(help="Given up since then: a time, or a duration before now.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Send again what was given up; it has the same id, so who has it already drops it."""
+    from pipeline.alerts.commands import redeliver
+    from pipeline.settings import load_settings
+
+    if not (ids or receiver or since):
+        message = (
+            "say what to send again: ids, --receiver or --since; `offbeat tail dead-letters --from-start` shows it"
+        )
+        raise UsageError(message)
+    redeliver(load_settings(config), ids or [], receiver=receiver, since=since, as_json=as_json)
+
+
+@alerts_app.command("enable")
+def alerts_enable(
+    receiver: Annotated[str, typer.Argument(metavar="RECEIVER", help="Its name in alerts.receivers.")],
+    config: Config = CONFIG,
+) -> None:
+    """Give a receiver messages again that was disabled by its answer 410."""
+    from pipeline.alerts.commands import enable
+    from pipeline.settings import load_settings
+
+    enable(load_settings(config), receiver)
+
+
+@alerts_app.command("test")
+def alerts_test(
+    receiver: Annotated[str, typer.Argument(metavar="RECEIVER", help="Its name in alerts.receivers.")],
+    config: Config = CONFIG,
+    as_json: AsJson = False,
+) -> None:
+    """Send a receiver one message that is marked as a test, and say what came back."""
+    from pipeline.alerts.trial import try_receiver
+    from pipeline.settings import load_settings
+
+    try_receiver(load_settings(config), receiver, as_json=as_json)
+
+
+@mute_app.command("add")
+def mute_add(
+    lasts: Annotated[str, typer.Option("--for", help="How long, such as 2h, by event time from now on.")],
+    reason: Annotated[str, typer.Option(help="Why, for others.")],
+    config: Config = CONFIG,
+    stream: Annotated[str | None, typer.Option("--stream", "-s", help="Anomalies of this stream.")] = None,
+    segment: Annotated[str | None, typer.Option(help="Of this segment.")] = None,
+    session: Annotated[str | None, typer.Option(help="Of this session, as anomalies name it.")] = None,
+    field: Annotated[str | None, typer.Option(help="Of records that have this token field.")] = None,
+    value: Annotated[str | None, typer.Option(help="And in it this value.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Mute anomalies: they stay anomalies, but count for no incident."""
+    from pipeline.mute_commands import add_mute
+    from pipeline.settings import load_settings
+
+    add_mute(
+        load_settings(config), lasts, reason, stream=stream, segment=segment, session=session, field=field,
+        value=value, as_json=as_json,
+    )  # fmt: skip
+
+
+@mute_app.command("list")
+def mute_list(config: Config = CONFIG, as_json: AsJson = False) -> None:
+    """List mutes in force, and how much each kept from counting."""
+    from pipeline.mute_commands import list_mutes
+    from pipeline.settings import load_settings
+
+    list_mutes(load_settings(config), as_json=as_json)
+
+
+@mute_app.command("remove")
+def mute_remove(
+    mute: Annotated[str, typer.Argument(metavar="ID", help="Its name, as `offbeat mute list` prints it.")],
+    config: Config = CONFIG,
+) -> None:
+    """Lift a mute."""
+    from pipeline.mute_commands import remove_mute
+    from pipeline.settings import load_settings
+
+    remove_mute(load_settings(config), mute)
 
 
 @config_app.command("show")

@@ -24,11 +24,14 @@ from models.folders import RemoteFolder
 from pipeline.clients import Clients
 from pipeline.errors import BrokerUnavailableError, TopicError, UsageError
 from pipeline.screen import progress_bar, screen
+from pipeline.secrets import HIDE
 from pipeline.settings import Settings
 from pipeline.unmatched_lines import covered_now
 
 if TYPE_CHECKING:
+    from detectors.drift_events import DriftEvent
     from pipeline.history import History
+    from pipeline.outputs import Place
 
 _FLUSH_S = 30.0
 _EXAMPLES = 5  # of unknown lines shown after a training
@@ -76,6 +79,7 @@ def train_stream(
     """Read history, fit, write the bundle, and let it serve if asked or if none does."""
     from models.training import TrainingOptions
     from pipeline.history import from_file, from_topic, parse_moment_ms
+    from pipeline.labelled_history import in_words, without_labelled
     from pipeline.model_commands import try_to_tell
     from pipeline.registry import Registry
     from pipeline.serving import make_decoder
@@ -99,6 +103,10 @@ def train_stream(
             history = from_topic(
                 clients, stream, decoder, since_ms, until_ms, lambda n, total: update(n, f"{n:,} of {total:,} records")
             )
+        history, left_out = without_labelled(settings, clients, name, history)
+        told = in_words(left_out)
+        if told is not None:
+            screen.print(told, style="yellow")
     for reason, number in history.rejected.items():
         screen.print(f"left out {number:,} records: {reason}", style="yellow")
     share = stream.model.contamination if contamination is None else contamination
@@ -164,7 +172,7 @@ def score_stream(
             style="yellow",
         )
     with _reading(source, f"scoring {source.name}") as count:
-        counts = score_file(settings, name, learned, source, target, count)
+        counts = score_file(settings, name, learned, source, target, count, _say_drift)
     if as_json:
         print(json.dumps(counts))
         return
@@ -173,6 +181,15 @@ def score_stream(
         f"{counts['session_anomalies']:,} anomalies; {counts['dead_letters']:,} records could not be scored. "
         f"Verdicts are in {target}."
     )
+
+
+def _say_drift(place: Place, event: DriftEvent) -> None:
+    """A line for people; the worker sends a message to the drift topic there."""
+    from pipeline.stream_drift import detail_of
+
+    phase = "began" if event.has_begun else "ended"
+    where = f"{place.topic}/{place.partition}/{event.offset}"
+    screen.print(f"{event.type} {phase} at {where}: {detail_of(event)}", style="yellow")
 
 
 def _refuse_same(source: Path, target: Path) -> None:
@@ -252,8 +269,9 @@ def tail_topic(settings: Settings, what: str, *, from_start: bool, limit: int | 
 
     from pipeline.topics import OUTPUTS, output_topic
 
-    if what not in OUTPUTS:
-        message = f"{what!r} is no output topic; there are {', '.join(OUTPUTS)}"
+    known = (*OUTPUTS, "retrain")
+    if what not in known:
+        message = f"{what!r} is no output topic; there are {', '.join(known)}"
         raise UsageError(message)
     topic, clients = output_topic(settings, what), Clients(settings)
     if topic not in clients.admin().list_topics(timeout=10).topics:
@@ -319,6 +337,6 @@ def manage_topics(settings: Settings, *, create: bool, delete: bool, as_json: bo
 
 
 def show_config(settings: Settings, *, as_json: bool) -> None:
-    """Print the settings in force, as YAML or JSON."""
-    plain = settings.model_dump(mode="json")
+    """Print the settings in force, as YAML or JSON; secrets as `***`."""
+    plain = settings.model_dump(mode="json", context=HIDE)
     print(json.dumps(plain) if as_json else yaml.safe_dump(plain, sort_keys=False), end="" if not as_json else "\n")

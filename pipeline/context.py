@@ -7,7 +7,7 @@ import time
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from aiokafka import AIOKafkaProducer
 
@@ -17,10 +17,14 @@ from pipeline.cold_rows import Memory
 from pipeline.control_reader import ControlReader
 from pipeline.health import Health
 from pipeline.metrics import Metrics
+from pipeline.notices import By
 from pipeline.outputs import Output
 from pipeline.promotion_reader import PromotionReader
 from pipeline.recovery import Recovery
 from pipeline.topic_ids import TopicIds
+
+if TYPE_CHECKING:
+    from pipeline.traces import Traces
 
 
 def wall_clock_ms() -> int:
@@ -46,6 +50,10 @@ class StreamContext:
         Where the stream is repartitioned: whether all that its source holds now has been brought to its internal topic.
     auto_train
         Counts sessions towards a first training, where the worker was asked to.
+    incidents_by
+        As in `pipeline.outputs.Emitter`.
+    traces
+        Makes spans, where the config asks for traces.
     """
 
     name: str
@@ -73,6 +81,8 @@ class StreamContext:
     health: Health
     source_is_copied: Callable[[], Awaitable[bool]] | None = None
     auto_train: AutoTrain | None = None
+    incidents_by: By | None = None
+    traces: Traces | None = None
     monotonic: Callable[[], float] = time.monotonic
     now_ms: Callable[[], int] = wall_clock_ms
 

@@ -12,9 +12,8 @@ from typing import Any, Protocol
 from aiokafka import AIOKafkaConsumer, TopicPartition
 
 from pipeline.clients import Clients
-from pipeline.controls import parse_control
+from pipeline.controls import Control, parse_control
 from pipeline.logs import get_logger
-from pipeline.wire import DeleteSession
 
 _POLL_MS = 500
 _PAUSE_S = 1.0
@@ -25,7 +24,7 @@ log = get_logger()
 class Follower(Protocol):
     """What controls are brought to."""
 
-    def take_control(self, offset: int, control: DeleteSession) -> None:
+    def take_control(self, offset: int, control: Control) -> None:
         """Apply it soon; they come in the order of their offsets."""
 
 

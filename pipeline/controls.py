@@ -7,17 +7,21 @@ from pydantic import ValidationError
 
 from pipeline.logs import get_logger
 from pipeline.outputs import Headers, event_headers
-from pipeline.wire import DeleteSession
+from pipeline.wire import DeleteSession, LabelPattern
+
+Control = DeleteSession | LabelPattern
 
 log = get_logger()
 
 
-def control_key(control: DeleteSession) -> bytes:
+def control_key(control: Control) -> bytes:
     """The record key: compaction keeps the latest control of each. No stream's name has a slash, a session's may."""
+    if isinstance(control, LabelPattern):
+        return f"pattern/{control.stream}/{control.pattern}".encode()
     return f"delete/{control.stream}/{control.session}".encode()
 
 
-def encode_control(control: DeleteSession) -> tuple[bytes, bytes, Headers]:
+def encode_control(control: Control) -> tuple[bytes, bytes, Headers]:
     """Key, value and CloudEvents headers of a control."""
     key = control_key(control)
     identity = f"{key.decode()}/{control.issued_ms}"
@@ -25,7 +29,7 @@ def encode_control(control: DeleteSession) -> tuple[bytes, bytes, Headers]:
     return key, orjson.dumps(control.model_dump()), headers
 
 
-def parse_control(key: bytes | None, value: bytes | None) -> DeleteSession | None:
+def parse_control(key: bytes | None, value: bytes | None) -> Control | None:
     """A control from the topic, or None with a warning: what others wrote there must never stop a worker.
 
     None is also what a tombstone gives (a control taken back), and a control of a later version, whose type is unknown.
@@ -33,7 +37,8 @@ def parse_control(key: bytes | None, value: bytes | None) -> DeleteSession | Non
     if value is None:
         return None
     try:
-        control = DeleteSession.model_validate_json(value, strict=True)
+        model = LabelPattern if (key or b"").startswith(b"pattern/") else DeleteSession
+        control: Control = model.model_validate_json(value, strict=True)
     except ValidationError as error:
         _passed_over(key, "; ".join(f"{'.'.join(map(str, e['loc'])) or 'value'}: {e['msg']}" for e in error.errors()))
         return None

@@ -79,7 +79,10 @@ def traces(
         What the changelog holds of the session, all partitions.
     """
     source, changelog = settings.stream(control.stream).topic, changelog_topic(settings, control.stream)
-    kept = {"source": source} | {what: output_topic(settings, what) for what in OUTPUTS}
+    naming = [what for what in OUTPUTS if what != "labels"]  # which name anomalies
+    kept = {"source": source} | {what: output_topic(settings, what) for what in naming}
+    if settings.incidents.enabled:
+        kept |= {"incident-feed": settings.incident_feed, "incident-state": settings.incident_state}
     if settings.stream(control.stream).is_repartitioned:
         kept = {"repartition": settings.topic_of(control.stream)} | kept
     topics = {"changelog": changelog, **kept, "controls": controls_topic(settings)}
@@ -135,6 +138,9 @@ def _of_topic(place: str, topic: str, config: TopicConfig | None, now_ms: int) -
         return Trace(
             place, topic, "kept", None, "segments of records scored 10 to 20 minutes ago are deleted by workers"
         )
+    if place == "incident-state":
+        note = "until the evidence of its stream and segment is gone, and the log is compacted"
+        return Trace(place, topic, "kept", None, note)
     retention_ms, segment_ms = int(config["retention.ms"]), int(config["segment.ms"])
     if "delete" not in config["cleanup.policy"] or retention_ms < 0:
         note = "compacted" if "delete" not in config["cleanup.policy"] else "retention.ms is -1"

@@ -1,7 +1,8 @@
 """`offbeat demo`: a storefront on a Kafka of its own, models trained on it, faults, and Offbeat finding them.
 
 Everything here talks to Offbeat as a user would: a config file, the commands `topics`, `train` and `worker`, and the
-topic of anomalies. The schedule of faults never leaves this process; it is what the outcome is held against.
+topics of anomalies and of incidents. The schedule of faults never leaves this process; it is what the outcome is held
+against.
 """
 
 from __future__ import annotations
@@ -21,8 +22,9 @@ from pipeline.clients import Clients
 from pipeline.demo_child import Child
 from pipeline.demo_screen import Screen
 from pipeline.demo_script import CONFIG, LOGS, METRICS, ORDERS, STREAMS, Flow, history, live_records
-from pipeline.demo_traffic import Sender, Watcher, await_worker, drain, now_ms
+from pipeline.demo_traffic import Sender, Watcher, await_worker, drain, now_ms, settle
 from pipeline.demo_truth import Report, Tally
+from pipeline.incident_stage import stage_route
 from pipeline.kafka_jars import KAFKA_VERSION
 from pipeline.settings import Settings, load_settings
 from pipeline.topics import output_topic
@@ -119,18 +121,17 @@ def _stream(
     seed: int, keep: bool, round_ms: int, settings: Settings, sender: Sender, group: Consumer, worker: Child,
     screen: Screen, stack: ExitStack,
 ) -> Report:  # fmt: skip
-    """Send records as their times come, read anomalies beside it, and hold them against the truth at the end."""
+    """Send records as their times come, read what is found beside it, and hold them against the truth at the end."""
     http, streams = settings.http, {stream: settings.stream(stream) for stream in STREAMS}
     consumer = Clients(settings).confluent_consumer("demo-screen", from_start=True)
     stack.callback(consumer.close)
     start_ms = now_ms() + 200
     tallies = {
-        name: Tally(name, stream.session.gap, stream.promise.false_alarm_rate, start_ms)
-        for name, stream in streams.items()
+        name: Tally(name, stream.session.gap, stream.promise.rate(None), start_ms) for name, stream in streams.items()
     }
     watcher = Watcher(
-        consumer, output_topic(settings, "anomalies"), tallies, screen, start_ms, worker,
-        f"http://{http.host}:{http.port}/metrics",
+        consumer, output_topic(settings, "anomalies"), output_topic(settings, "incidents"), tallies, screen, start_ms,
+        worker, f"http://{http.host}:{http.port}/metrics",
     )  # fmt: skip
     screen.open(round_ms // 1000, keep=keep)
     end_ms = None if keep else start_ms + round_ms
@@ -142,8 +143,13 @@ def _stream(
             raise
     sender.flush()
     drain(group, [stream.topic for stream in streams.values()], watcher)
+    route = stage_route(settings)
+    makers = Clients(settings).confluent_consumer(route.group, from_start=True)
+    stack.callback(makers.close)
+    drain(makers, [route.feed], watcher)
+    settle(watcher)
     screen.close()
-    return Report.of(tallies.values())
+    return Report.of(tallies.values(), watcher.incidents, start_ms)
 
 
 def _send_live(records: Flow, end_ms: int | None, sender: Sender, tallies: dict[str, Tally], watcher: Watcher) -> None:

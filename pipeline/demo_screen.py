@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from types import TracebackType
 from typing import Any, Self
 
@@ -14,7 +14,8 @@ from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
-from pipeline.demo_truth import FalseAlarms, Report
+from pipeline.demo_incidents import Told
+from pipeline.demo_truth import FalseAlarms, Found, Report
 from pipeline.sentences import why_of
 
 _STATUS_S = 5.0  # between two status lines where nothing can renew itself
@@ -46,7 +47,7 @@ def why_here(anomaly: dict[str, Any]) -> str:
 
 
 class Screen:
-    """Notes, then a line for each session alarmed, then the outcome.
+    """Notes, then each incident as it opens, then the outcome.
 
     In a terminal a status line renews itself below them, and goes when the screen is left; elsewhere it is printed
     every five seconds.
@@ -93,12 +94,14 @@ class Screen:
             self._live.stop()
             self._live = None
 
-    def alarm(self, at_s: float, stream: str, session: str, why: str) -> None:
-        """Show an anomaly; further ones of a session only count, for a bot's sixty actions are one story."""
-        if session not in self._sessions:
-            self._sessions.add(session)
-            line = Text.assemble((f"{f'+{at_s:.1f}s':>8}  ", "dim"), (f"{stream:<7}  {session}  ", "cyan"), why)
-            self._console.print(line, soft_wrap=True)
+    def alarm(self, session: str) -> None:
+        """Count a session with an anomaly; which belong together, incidents say."""
+        self._sessions.add(session)
+
+    def incident(self, at_s: float, told: Told, why: str | None) -> None:
+        """Show an incident that has opened, with what its first anomaly says."""
+        line = Text.assemble((f"{f'+{at_s:.1f}s':>8}  ", "dim"), (f"incident in {_places(told)}  ", "cyan"), why or "")
+        self._console.print(line, soft_wrap=True)
 
     def status(self, at_s: float, sent: int, scored: int | None, latencies_ms: Sequence[int]) -> None:
         """Show how far the streams are, how fast, and how long alarms take."""
@@ -122,31 +125,41 @@ class Screen:
             self._console.print(line, soft_wrap=True)
 
     def report(self, report: Report) -> None:
-        """Show the truth: each fault, found or not, and the false alarms beside the promises."""
-        faults = Table("fault", "stream", "began", "found", "sessions", title="What broke, and where it showed")
+        """Show the incidents, then the truth: each fault, found or not, and false alarms beside the promises."""
+        self._incidents(report)
+        numbers = {story.told.id: k for k, story in enumerate(report.incidents, 1)}
+        faults = Table("fault", "stream", "began", "incident", "sessions", title="What broke, and where it showed")
         for fault in report.found:
-            after = "no" if fault.after_s is None else f"after {fault.after_s:.2f} s"
             faults.add_row(
-                fault.kind, fault.stream, f"+{fault.at_s:.1f} s", after, f"{fault.sessions_found} of {fault.sessions}",
-                style="red" if fault.after_s is None else None,
+                fault.kind, fault.stream, f"+{fault.at_s:.1f} s", _told_of(fault, numbers),
+                f"{fault.sessions_found} of {fault.sessions}", style="red" if fault.incident is None else None,
             )  # fmt: skip
         self._console.print(faults)
-        self._reasons(report)
         self._promises(report)
-        found_count = sum(fault.after_s is not None for fault in report.found)
+        found_count = sum(fault.incident is not None for fault in report.found)
         outcome = "passed" if report.passed else "failed"
         self._console.print(
-            f"{found_count} of {len(report.found)} faults found; the demo {outcome}. (It asks for three of four in "
-            "each stream, and for false alarms at no more than twice the promise.)",
+            f"{found_count} of {len(report.found)} faults found by incidents; the demo {outcome}. (It asks for "
+            "three of four in each stream, and for false alarms at no more than twice the promise.)",
             style="bold green" if report.passed else "bold red", soft_wrap=True,
         )  # fmt: skip
 
-    def _reasons(self, report: Report) -> None:
-        """Say of each fault that was found in which words."""
-        self._console.print("What the first anomaly of each says:")
-        for fault in report.found:
-            if fault.why is not None:
-                self._console.print(Text.assemble((f"  {fault.kind}: ", "cyan"), fault.why), soft_wrap=True)
+    def _incidents(self, report: Report) -> None:
+        """Say of each incident where it probably began, how bad it was, and what its most telling anomaly says."""
+        self._console.print("Incidents, with the likeliest cause first:")
+        for number, story in enumerate(report.incidents, 1):
+            told, lasted_s = story.told, (story.told.last_ms - story.told.start_ms) / 1000
+            what = f"{_places(told)}{'' if told.field is None else f', {told.field}'}"
+            self._console.print(
+                Text.assemble(
+                    (f"{f'#{number}':>5} ", "bold"), (f"+{story.at_s:.1f} s  ", "dim"), (what, "cyan"),
+                    f"  {told.severity}, {told.anomalies:,} anomalies in {told.session_count:,} sessions, "
+                    f"{lasted_s:.1f} s{'' if told.change == 'closed' else ' and going on'}",
+                ),
+                soft_wrap=True,
+            )  # fmt: skip
+            if story.why is not None:
+                self._console.print(Text(f"      {story.why}"), soft_wrap=True)
 
     def _promises(self, report: Report) -> None:
         alarms = Table("healthy", "of", "false alarms", "promised", "twice that", title="What was well")
@@ -161,6 +174,8 @@ class Screen:
         for kept in report.kept:
             if kept.count > kept.twice:
                 self._console.print(_beyond(kept), soft_wrap=True)
+        of = f"{report.false_incidents:,} of {len(report.incidents):,} incidents"
+        self._console.print(f"{of} have no session in which anything was wrong.", soft_wrap=True)
 
     def farewell(self) -> None:
         """Say how to go on."""
@@ -171,6 +186,16 @@ class Screen:
             "                           offbeat train --stream NAME --from-topic, offbeat worker and offbeat tail",
             soft_wrap=True,
         )  # fmt: skip
+
+
+def _places(told: Told) -> str:
+    """Where it began, and where else it showed, each service with its stream."""
+    return " and ".join(stream if service is None else f"{service} ({stream})" for stream, service in told.causes)
+
+
+def _told_of(fault: Found, numbers: Mapping[str, int]) -> str:
+    """Which incident tells of a fault, and how soon."""
+    return "no" if fault.incident is None else f"#{numbers[fault.incident]}, {fault.after_s:.2f} s"
 
 
 def _share(rate: float) -> str:

@@ -20,6 +20,7 @@ app: demo
 data_dir: {folder}/state
 http: {{host: 127.0.0.1, port: {port}}}
 topics: {{partitions: 2}}
+incidents: {{by: segment, false_per_day: 1000, together: 2s, quiet: 2s}}
 streams:
   orders:
     kind: events
@@ -27,6 +28,7 @@ streams:
     session: {{by: session_id, gap: 10s, end_when: {{action: session_closed}}}}
     time: ts
     tokens: [service, action, status]
+    segment: service
     model: {{core: gru, hidden: 32}}
     promise: {{false_alarm_rate: 0.001}}
   logs:
@@ -38,6 +40,7 @@ streams:
     time: time
     message: message
     tokens: [service]
+    segment: service
     model: {{core: gru, hidden: 32}}
     promise: {{false_alarm_rate: 0.001}}
   metrics:
@@ -48,6 +51,7 @@ streams:
     tokens: [service]
     numbers: [cpu, memory, latency_ms, requests_total, network_bytes_total]
     counters: [requests_total, network_bytes_total]
+    segment: service
     model: {{core: gru, hidden: 32}}
     promise: {{false_alarm_rate: 0.001}}
 """
@@ -65,8 +69,12 @@ FAULT_SESSIONS = 5
 FAULT_SPREAD_MS = 3_000
 # Shares of a round: the first fault needs sessions that began after the start, the last one time to be found.
 FIRST_FAULT, LAST_FAULT = 0.25, 0.88
+# One incident must be over before the next of its stream begins, or the two are one: they may share their service.
+CALM_MS = 7_000
 # One of an instance lasts, and may need seconds to show.
 LAST_BREAKDOWN, BREAKDOWN_MS = 0.55, 15_000
+# Faults of the other streams show in the other services; two at once in one service would be one incident.
+BREAKING = tuple(service for service in SERVICES if service not in {"cart", "checkout", "payment", "billing"})
 
 Flow = Iterator[tuple[str, Record]]  # records with their streams
 Plan = Callable[[str, FaultySessions[Record]], None]  # told of a fault, and in which stream it shows
@@ -163,7 +171,7 @@ class _Faults:
     def _add_metrics(self, start_ms: int, round_ms: int, later: _Later, plan: Plan) -> None:
         """A round's samples, each fault in a service of its own."""
         moments = self._moments(FAULTS_OF[METRICS], start_ms, round_ms, LAST_BREAKDOWN)
-        services = self._draw.sample(SERVICES, len(moments))
+        services = self._draw.sample(BREAKING, len(moments))
         breakdowns = [
             Breakdown(kind, service, at_ms, min(at_ms + BREAKDOWN_MS, start_ms + round_ms))
             for (kind, at_ms), service in zip(moments, services, strict=True)
@@ -177,11 +185,12 @@ class _Faults:
         return [line for event in events for line in self._logs.lines(event)]
 
     def _moments(self, kinds: tuple[str, ...], start_ms: int, round_ms: int, until: float) -> list[tuple[str, int]]:
-        """Each kind once, in any order, one in each of the equal parts of the time there is."""
+        """Each kind once, in any order, one in each of the equal parts of the time there is, not near its end."""
         first, last = round_ms * FIRST_FAULT, round_ms * until - FAULT_SPREAD_MS
         slot = (last - first) / len(kinds)
         order = self._draw.sample(kinds, len(kinds))
-        return [(kind, int(start_ms + first + slot * (k + self._draw.random()))) for k, kind in enumerate(order)]
+        free = slot - min(CALM_MS, slot / 2)
+        return [(kind, int(start_ms + first + slot * k + free * self._draw.random())) for k, kind in enumerate(order)]
 
 
 def _random(seed: int, what: str) -> Random:

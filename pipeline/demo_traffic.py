@@ -12,6 +12,7 @@ from confluent_kafka import OFFSET_BEGINNING, Consumer, KafkaException, TopicPar
 
 from pipeline.clients import Clients
 from pipeline.demo_child import Child
+from pipeline.demo_incidents import Incidents, Told
 from pipeline.demo_screen import Screen, why_here
 from pipeline.demo_truth import Alarm, Tally
 from pipeline.errors import OffbeatError
@@ -19,6 +20,7 @@ from pipeline.storefront_records import Record
 
 _READY_S = 90.0  # of the worker; 4 s on two quiet cores, longer when numba has to compile
 _DRAIN_S = 20.0
+_CLOSING_S = 3.0  # for the last incidents to close; those that do not are shown as they are
 _LOOK_MS = 250
 
 
@@ -66,17 +68,28 @@ class Sender:
 
 
 class Watcher:
-    """Reads anomalies while the streams flow, and keeps the screen up to date."""
+    """Reads anomalies and incidents while the streams flow, and keeps the screen up to date.
+
+    Parameters
+    ----------
+    anomalies, incidents
+        Their topics.
+    """
 
     def __init__(
-        self, consumer: Consumer, topic: str, tallies: Mapping[str, Tally], screen: Screen, start_ms: int,
-        worker: Child, metrics: str,
+        self, consumer: Consumer, anomalies: str, incidents: str, tallies: Mapping[str, Tally], screen: Screen,
+        start_ms: int, worker: Child, metrics: str,
     ) -> None:  # fmt: skip
-        self._consumer, self._topic, self._tallies, self._screen = consumer, topic, tallies, screen
+        self._consumer, self._told_on, self._tallies, self._screen = consumer, incidents, tallies, screen
         self._start_ms, self._worker, self._metrics = start_ms, worker, metrics
+        self.incidents = Incidents()
         self._look_ms = 0
-        self._partitions = sorted(consumer.list_topics(topic, timeout=10).topics[topic].partitions)
-        consumer.assign([TopicPartition(topic, p, OFFSET_BEGINNING) for p in self._partitions])
+        self._parts = [
+            TopicPartition(topic, p)
+            for topic in (anomalies, incidents)
+            for p in sorted(consumer.list_topics(topic, timeout=10).topics[topic].partitions)
+        ]
+        consumer.assign([TopicPartition(part.topic, part.partition, OFFSET_BEGINNING) for part in self._parts])
 
     def watch(self, wait_s: float) -> None:
         """Read what has come, waiting that long for a first message."""
@@ -84,7 +97,8 @@ class Watcher:
         while message is not None:
             if message.error() is not None:
                 raise KafkaException(message.error())
-            self._read(orjson.loads(message.value()), now_ms())
+            read = self._read_incident if message.topic() == self._told_on else self._read
+            read(orjson.loads(message.value()), now_ms())
             message = self._consumer.poll(0)
         if (now := now_ms()) >= self._look_ms:
             self._look_ms = now + _LOOK_MS
@@ -98,11 +112,12 @@ class Watcher:
             )
 
     def read_to_end(self) -> None:
-        """Read all that the topic holds now."""
-        parts = [TopicPartition(self._topic, p) for p in self._partitions]
-        ends = {part.partition: self._consumer.get_watermark_offsets(part, timeout=10)[1] for part in parts}
-        while any(0 <= at.offset < ends[at.partition] or (at.offset < 0 < ends[at.partition])
-                  for at in self._consumer.position(parts)):  # fmt: skip
+        """Read all that the topics hold now."""
+        ends = {
+            (part.topic, part.partition): self._consumer.get_watermark_offsets(part, timeout=10)[1]
+            for part in self._parts
+        }
+        while any(max(at.offset, 0) < ends[at.topic, at.partition] for at in self._consumer.position(self._parts)):
             self.watch(0.05)
 
     def _read(self, anomaly: dict[str, Any], now: int) -> None:
@@ -110,7 +125,14 @@ class Watcher:
             anomaly["id"], anomaly["type"], anomaly["session"], anomaly["time_ms"], now, why_here(anomaly)
         )  # fmt: skip
         if self._tallies[anomaly["stream"]].read(alarm):
-            self._screen.alarm((now - self._start_ms) / 1000, anomaly["stream"], alarm.session, alarm.why)
+            self._screen.alarm(alarm.session)
+
+    def _read_incident(self, message: dict[str, Any], now: int) -> None:
+        told = Told.of(message, now)
+        if self.incidents.read(told) and told.change == "opened":
+            why = next((t.alarms[name].why for name in told.examples for t in self._tallies.values()
+                        if name in t.alarms), None)  # fmt: skip
+            self._screen.incident((now - self._start_ms) / 1000, told, why)
 
 
 def scored_records(metrics: str) -> int | None:
@@ -135,7 +157,7 @@ def await_worker(group: Consumer, topics: Sequence[str], worker: Child) -> None:
 
 
 def drain(group: Consumer, topics: Sequence[str], watcher: Watcher) -> None:
-    """Return when the worker has scored all that was sent, and its anomalies are read."""
+    """Return when the group has taken in all that the topics hold, and what it made of that is read."""
     ends = {
         (at.topic, at.partition): group.get_watermark_offsets(TopicPartition(at.topic, at.partition), timeout=10)[1]
         for at in _committed(group, topics)
@@ -150,6 +172,13 @@ def drain(group: Consumer, topics: Sequence[str], watcher: Watcher) -> None:
             raise OffbeatError(message)
         watcher.watch(0.05)
     watcher.read_to_end()
+
+
+def settle(watcher: Watcher) -> None:
+    """Return when no incident is open any more, or after a while."""
+    deadline = time.monotonic() + _CLOSING_S
+    while not watcher.incidents.settled and time.monotonic() < deadline:
+        watcher.watch(0.05)
 
 
 def _committed(group: Consumer, topics: Sequence[str]) -> Sequence[TopicPartition]:

@@ -6,6 +6,7 @@ import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 
+from pipeline.demo_incidents import Incidents, Place, Told
 from pipeline.storefront_records import FaultySessions, Record
 
 
@@ -32,9 +33,11 @@ class Found:
     at_s
         When its first wrong record was sent, seconds into the streams.
     after_s
-        From there until an anomaly of one of its sessions was read; None: never.
-    why
-        What that anomaly says.
+        From there until an incident was read that tells of it; None: never.
+    sessions_found
+        How many of its sessions that incident names.
+    incident
+        Its id.
     """
 
     stream: str
@@ -43,7 +46,7 @@ class Found:
     after_s: float | None
     sessions: int
     sessions_found: int
-    why: str | None
+    incident: str | None
 
 
 @dataclass(frozen=True)
@@ -76,17 +79,54 @@ class FalseAlarms:
 
 
 @dataclass(frozen=True)
+class Story:
+    """An incident as it was told last.
+
+    Attributes
+    ----------
+    at_s
+        When it began, seconds into the streams.
+    why
+        What its most telling anomaly says; None where that was not read.
+    """
+
+    told: Told
+    at_s: float
+    why: str | None
+
+
+@dataclass(frozen=True)
 class Report:
-    """The outcome: what was found, and, stream by stream, what was found that is none."""
+    """The outcome: what was found, stream by stream what was found that is none, and the incidents.
+
+    Attributes
+    ----------
+    false_incidents
+        Incidents that name no session with a fault.
+    """
 
     found: list[Found]
     kept: list[FalseAlarms]
+    incidents: list[Story]
+    false_incidents: int
 
     @classmethod
-    def of(cls, tallies: Iterable[Tally]) -> Report:
+    def of(cls, tallies: Iterable[Tally], incidents: Incidents, start_ms: int) -> Report:
         """The outcome of all streams together."""
         tallies = list(tallies)
-        return cls([f for tally in tallies for f in tally.found()], [k for tally in tallies for k in tally.kept()])
+        alarms = {name: alarm for tally in tallies for name, alarm in tally.alarms.items()}
+        stories = [
+            Story(
+                told, (told.start_ms - start_ms) / 1000,
+                next((alarms[name].why for name in told.examples if name in alarms), None),
+            )
+            for told in incidents.last()
+        ]  # fmt: skip
+        wrong = {session for tally in tallies for session in tally.wrong_sessions}
+        return cls(
+            [f for tally in tallies for f in tally.found(incidents)], [k for tally in tallies for k in tally.kept()],
+            stories, sum(not incidents.sessions_of(told.id) & wrong for told in incidents.last()),
+        )  # fmt: skip
 
     @property
     def passed(self) -> bool:
@@ -172,9 +212,15 @@ class Tally:
         """From a record to its alarm in our hands, by size; sessions are left out, for a gap takes its time."""
         return sorted(alarm.read_ms - alarm.time_ms for alarm in self.alarms.values() if alarm.type == "record")
 
-    def found(self) -> list[Found]:
+    @property
+    def wrong_sessions(self) -> frozenset[str]:
+        """Those of which something wrong was sent."""
+        return frozenset(self._wrong_sent_ms)
+
+    def found(self, incidents: Incidents) -> list[Found]:
         """What became of each fault of which something was sent."""
-        return [self._found(fault) for fault in self._faults if fault.wrong_from_ms.keys() & self._wrong_sent_ms.keys()]
+        sent = [fault for fault in self._faults if fault.wrong_from_ms.keys() & self._wrong_sent_ms.keys()]
+        return [self._found(fault, incidents) for fault in sent]
 
     def kept(self) -> list[FalseAlarms]:
         """Hold the alarms that are none against the promise: those on records, and those on sessions."""
@@ -190,11 +236,17 @@ class Tally:
         wrong_ms = self._wrong_from_ms.get(alarm.session)
         return wrong_ms is not None and alarm.time_ms >= wrong_ms
 
-    def _found(self, fault: FaultySessions[Record]) -> Found:
-        sent_ms = [ms for session, ms in self._wrong_sent_ms.items() if session in fault.wrong_from_ms]
-        due = [alarm for alarm in self.alarms.values() if alarm.session in fault.wrong_from_ms and self._is_due(alarm)]
-        first = min(due, key=lambda alarm: alarm.read_ms, default=None)
-        after_s = None if first is None else (first.read_ms - min(sent_ms)) / 1000
-        at_s, why = (min(sent_ms) - self._start_ms) / 1000, None if first is None else first.why
-        found = len({alarm.session for alarm in due})
-        return Found(self._stream, fault.kind, at_s, after_s, len(sent_ms), found, why)
+    def _found(self, fault: FaultySessions[Record], incidents: Incidents) -> Found:
+        sent_ms = {name: ms for name, ms in self._wrong_sent_ms.items() if name in fault.wrong_from_ms}
+        wrong_from_ms = {name: fault.wrong_from_ms[name] for name in sent_ms}
+        first_ms = min(sent_ms.values())
+        told = incidents.first_of(wrong_from_ms, self._places(fault))
+        after_s = None if told is None else (told.read_ms - first_ms) / 1000
+        at_s, name = (first_ms - self._start_ms) / 1000, None if told is None else incidents.part_of(told.id)
+        named = frozenset[str]() if name is None else incidents.sessions_of(name) & sent_ms.keys()
+        return Found(self._stream, fault.kind, at_s, after_s, len(sent_ms), len(named), name)
+
+    def _places(self, fault: FaultySessions[Record]) -> set[Place]:
+        """Where the fault's first wrong records come from."""
+        wrong = fault.wrong_from_ms
+        return {(self._stream, r.service) for r in fault.events if r.ts_ms == wrong.get(r.session_id)}

@@ -12,18 +12,23 @@ from pipeline.outputs import Output, Place, event_headers, message_id
 Kind = Literal[
     "topic_recreated", "records_lost", "offset_reset", "sessions_lost",
     "field_missing", "field_type", "field_unknown_values",
+    "input_drift", "unknown_drift", "surprise_drift", "calibration_drift", "concept_drift",
 ]  # fmt: skip
 Phase = Literal["began", "ended"]
 MAX_NAMED = 100  # sessions named in a message, so that it stays far below what Kafka takes
 _UNITS: dict[Kind, str] = {
     "topic_recreated": "sessions", "records_lost": "records", "offset_reset": "sessions", "sessions_lost": "sessions",
     "field_missing": "records", "field_type": "records", "field_unknown_values": "records",
+    "input_drift": "records", "unknown_drift": "records", "surprise_drift": "records", "calibration_drift": "records",
+    "concept_drift": "labels",
 }  # fmt: skip
 
 
 def drift_output(
     kind: Kind, *, stream: str, place: Place, offset: int, amount: int, detail: str, now_ms: int,
     since_ms: int | None = None, sessions: Sequence[str] = (), field: str | None = None, phase: Phase | None = None,
+    statistic: str | None = None, value: float | None = None, usual: float | None = None, limit: float | None = None,
+    p_value: float | None = None, action: str | None = None,
 ) -> Output:  # fmt: skip
     """Say that a partition's source or state changed. Pure: the same arguments give the same message.
 
@@ -43,6 +48,8 @@ def drift_output(
         Names of lost sessions; the first `MAX_NAMED` are written.
     field, phase
         Of what is about a field: its path, and whether it began or ended.
+    statistic, value, usual, limit, p_value, action
+        Of a changed distribution: as `detectors.drift_events.DriftEvent` has them.
     """
     identity = message_id(stream, place, offset, kind if field is None else f"{kind}/{field}")
     body = {
@@ -57,6 +64,12 @@ def drift_output(
         "sessions": list(sessions[:MAX_NAMED]),
         "field": field,
         "phase": phase,
+        "statistic": statistic,
+        "value": value,
+        "usual": usual,
+        "limit": limit,
+        "p_value": p_value,
+        "action": action,
         "detected_ms": now_ms,
     }
     key = f"{stream}/{place.topic}/{place.partition}".encode()  # one partition's drift stays in order

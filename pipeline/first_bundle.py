@@ -7,11 +7,7 @@ that end, and promotes it as `offbeat train --promote` does. It ends with the wo
 from __future__ import annotations
 
 import json
-import os
 import sys
-import threading
-import time
-from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -20,11 +16,11 @@ import numpy as np
 
 from features.events import Events
 from models.errors import ModelError
+from pipeline.child import yield_to_others
 from pipeline.errors import OffbeatError, RefusedBundleError
 from pipeline.settings import Settings, load_settings
 
 HELD_BACK = 0.15  # of each partition's events, the last ones
-_LOOK_S = 1.0
 
 
 def train_first(settings: Settings, name: str) -> dict[str, Any]:
@@ -41,6 +37,7 @@ def train_first(settings: Settings, name: str) -> dict[str, Any]:
     from models.training import TrainingOptions
     from pipeline.clients import Clients
     from pipeline.history import History, from_topic
+    from pipeline.labelled_history import without_labelled
     from pipeline.model_commands import try_to_tell
     from pipeline.registry import Registry
     from pipeline.serving import load_bundle, make_decoder, make_live_decoder, make_parts
@@ -53,10 +50,9 @@ def train_first(settings: Settings, name: str) -> dict[str, Any]:
     options = TrainingOptions(contamination=stream.model.contamination)
     reason = "the first, by offbeat worker --auto-train"
     history = from_topic(clients, stream, make_decoder(settings, name), None, None, quietly)
-    taught, cuts = zip(*map(_without_end, history.events), strict=True)
-    digest, fitted = learn_bundle(
-        settings, registry, History(list(taught), {}), options, source=f"topic {stream.topic}", why=reason
-    )
+    taught, cuts = zip(*map(without_end, history.events), strict=True)
+    of_normal, _ = without_labelled(settings, clients, name, History(list(taught), {}, history.places))
+    digest, fitted = learn_bundle(settings, registry, of_normal, options, source=f"topic {stream.topic}", why=reason)
     learned = load_bundle(settings, name, digest)  # or a sentence: its features are not the worker's
     arrived = from_topic(clients, stream, make_live_decoder(settings, name, learned), None, None, quietly)
     of_place = dict(zip(history.places, cuts, strict=True))  # a partition may have had its first record since
@@ -77,7 +73,7 @@ def train_first(settings: Settings, name: str) -> dict[str, Any]:
     return {"digest": digest, "promoted": promoted, **checked.figures}
 
 
-def _without_end(events: Events) -> tuple[Events, int]:
+def without_end(events: Events) -> tuple[Events, int]:
     """A partition's events but for those held back, and the offset of the first of these."""
     kept = int(len(events) * (1 - HELD_BACK))
     if kept == len(events):  # there are none
@@ -86,24 +82,9 @@ def _without_end(events: Events) -> tuple[Events, int]:
     return replace(events.take(np.arange(kept)), rejects=rejects), int(events.offsets[kept])
 
 
-def _yield_to_others() -> None:
-    """Run when nobody else wants to, go first when memory is short, and end when whoever started us has."""
-    os.nice(19)
-    with suppress(OSError):  # some sandboxes forbid it
-        Path("/proc/self/oom_score_adj").write_text("1000")
-    parent = os.getppid()
-
-    def watch() -> None:
-        while os.getppid() == parent:
-            time.sleep(_LOOK_S)
-        os._exit(1)
-
-    threading.Thread(target=watch, daemon=True).start()
-
-
 def main(config: str, name: str) -> int:
     """Do it, and say in one line of JSON how it ended, or in one sentence on stderr why it did not."""
-    _yield_to_others()
+    yield_to_others()
     try:
         print(json.dumps(train_first(load_settings(Path(config)), name)))
     except (OffbeatError, ModelError) as error:

@@ -15,13 +15,14 @@ from __future__ import annotations
 
 import asyncio
 import shutil
-from collections.abc import Awaitable, Callable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
 from aiokafka import AIOKafkaProducer, TopicPartition
 
+from detectors.kept import Kept
 from detectors.online import OnlineState
 from detectors.rows import PartitionState
 from pipeline.cold_rows import PARTITION, Changes, ColdRows
@@ -29,6 +30,8 @@ from pipeline.context import StreamContext
 from pipeline.drift import MAX_NAMED, Kind
 from pipeline.errors import DamagedStateError, StaleStateError, StateError
 from pipeline.failpoints import passed
+from pipeline.kept_rows import PREFIX as KEPT
+from pipeline.kept_rows import KeptRows, decode_kept
 from pipeline.loading import Served
 from pipeline.logs import get_logger
 from pipeline.online_rows import PREFIX, OnlineRows, decode_online
@@ -85,6 +88,8 @@ class Copies:
         The group's offset.
     online
         What was learned online.
+    kept
+        What detectors remember.
     """
 
     snapshot: Snapshot
@@ -93,6 +98,7 @@ class Copies:
     online: OnlineState | None = None
     sent: tuple[asyncio.Future[Any], ...] = ()
     outputs: tuple[Output, ...] = ()
+    kept: Mapping[str, Kept] = field(default_factory=dict)
 
     @property
     def changes(self) -> dict[bytes, bytes | None]:
@@ -105,8 +111,8 @@ class Holding:
 
     Attributes
     ----------
-    row, online
-        The partition row and what was learned online, as last saved.
+    row, online, kept
+        The partition row, what was learned online and what detectors remember, as last saved.
     findings
         Set by `open` where something has happened to the topic or the rows.
     damaged
@@ -121,7 +127,8 @@ class Holding:
         self.store: RowStore
         self.row: PartitionRow
         self.online: OnlineState | None = None
-        self._online_rows = OnlineRows({})
+        self.kept: Mapping[str, Kept] = {}
+        self._online_rows, self._kept_rows = OnlineRows({}), KeptRows({})
         self.findings: list[Finding] = []
         self.replayed = 0
         self.damaged = False
@@ -134,8 +141,9 @@ class Holding:
         """What scoring begins with."""
         row = self.row
         return PartitionState(
-            row.next_offset, row.watermark_ms, row.records, row.recent_ids, row.schema, self.online, row.rescoring
-        )
+            row.next_offset, row.watermark_ms, row.records, row.recent_ids, row.schema, self.online, row.rescoring,
+            row.explaining, row.absolved, row.decided, row.keeper, self.kept,
+        )  # fmt: skip
 
     @property
     def cold(self) -> ColdRows:
@@ -178,6 +186,7 @@ class Holding:
         await self._compare(topic_id, low, high, await read_committed(), lost, rebuilt=rebuild)
         self.judged_to = 0 if is_new or self.row.complete else high
         self._load_online(rebuilt=rebuild)
+        self._load_kept(rebuilt=rebuild)
         self.store.open_sessions = self.row.sessions
         passed("open/compared")
 
@@ -203,6 +212,17 @@ class Holding:
             if not rebuilt:
                 raise
             log.warning("what was learned online begins anew", where=self._where, why=str(error)[:300])
+
+    def _load_kept(self, *, rebuilt: bool) -> None:
+        """What detectors remember; a row of one that there is not any more goes with the next checkpoint."""
+        saved = self.cold.beginning_with(KEPT)
+        self._kept_rows = KeptRows(saved)
+        try:
+            self.kept = decode_kept(saved)
+        except DamagedStateError as error:
+            if not rebuilt:
+                raise
+            log.warning("what detectors remembered begins anew", where=self._where, why=str(error)[:300])
 
     async def resume(self, read_committed: Callable[[], Awaitable[int | None]]) -> None:
         """Take up what was kept over a rebalance, if nobody has opened the partition meanwhile.
@@ -339,7 +359,7 @@ class Holding:
         context, producer, cold = self.context, self._producer, self.cold
         assert producer is not None, "open comes first"
         of_online = self._online_rows.changes(copies.online, self.parts.online)
-        changes = {**copies.changes, **of_online}
+        changes = {**copies.changes, **of_online, **self._kept_rows.changes(copies.kept)}
         async with asyncio.timeout(CHECKPOINT_TIMEOUT_S):
             await asyncio.gather(*copies.sent)  # 1
             passed("checkpoint/1")
@@ -355,12 +375,13 @@ class Holding:
         passed("checkpoint/3")
         snapshot = copies.snapshot
         cold.write(changes, position, context.now_ms(), snapshot.timers, snapshot.void_timers)  # 4
-        self.row, self.online = copies.row, copies.online
+        self.row, self.online, self.kept = copies.row, copies.online, copies.kept
+        self._kept_rows.settle(copies.kept)
         self._online_rows.settle(copies.online, of_online)
         passed("checkpoint/4")
 
     async def _save_row(self) -> None:
-        await self.save(Copies(Snapshot(), self.row, self.row.next_offset, online=self.online))
+        await self.save(Copies(Snapshot(), self.row, self.row.next_offset, online=self.online, kept=self.kept))
 
     async def _send_within(self, producer: AIOKafkaProducer, output: Output) -> asyncio.Future[Any]:
         topic = self.context.output_topic(output.topic)

@@ -22,7 +22,9 @@ class _Part(BaseModel):
 class FalseAlarms(_Part):
     """The promised rate of false alarms beside the kept one."""
 
-    promised: float = Field(description="The stream's promise.false_alarm_rate.")
+    promised: float = Field(
+        description="The stream's promise.false_alarm_rate, or what its promise.alert_budget makes by the bundle."
+    )
     kept: _Share = Field(description="Share of what is normal that was alarmed; null where nothing is normal.")
     low: float = Field(description="Lower end of the 95 % interval of the kept rate (Wilson's score interval).")
     high: float = Field(description="Upper end of it. Only above `promised` does `low` speak against the promise.")
@@ -53,6 +55,14 @@ class Judgement(_Part):
     time_to_detect: TimeToDetect | None = Field(description="Null unless the labels are ranges.")
 
 
+class KeptBudget(_Part):
+    """Alarms a day of event time beside the budget, records and sessions together."""
+
+    promised: float = Field(description="The stream's promise.alert_budget.")
+    alarms: float = Field(description="All alarms a day of the input.")
+    false_alarms: float = Field(description="Those a day that the labels call normal; where they judge one kind, its.")
+
+
 class Backtest(_Part):
     """What `offbeat backtest --json` prints."""
 
@@ -62,6 +72,7 @@ class Backtest(_Part):
     unused_labels: int = Field(description="Labels of sessions, lines or ranges that do not occur in the input.")
     records: Judgement | None = Field(description="Null where the labels say nothing about records.")
     sessions: Judgement | None = Field(description="Null where no session ended.")
+    budget: KeptBudget | None = Field(None, description="Null without promise.alert_budget.")
 
 
 @dataclass(frozen=True)
@@ -126,6 +137,11 @@ def table(backtest: Backtest) -> Table:
     shown = Table("", title=f"{backtest.stream}, model {backtest.model[:12]}, labels of {backtest.labels}")
     for name in parts:
         shown.add_column(name, justify="right")
+    if (budget := backtest.budget) is not None:
+        shown.caption = (
+            f"alarms a day: {budget.promised:.3g} in the budget, {budget.alarms:.3g} in all, "
+            f"{budget.false_alarms:.3g} of them false"
+        )
     for row in zip(*(_rows(part) for part in parts.values()), strict=True):
         shown.add_row(row[0][0], *(cell for _, cell in row))
     return shown

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from datetime import datetime
 
 from detectors.parts import Learned
 from detectors.process import process_batch
@@ -31,6 +32,14 @@ class Served:
     def digest(self) -> str | None:
         """Of the bundle."""
         return None if self.learned is None else self.learned.digest
+
+    @property
+    def trained_s(self) -> float | None:
+        """When the bundle was trained, in seconds since 1970; None where its manifest does not say it."""
+        try:
+            return datetime.fromisoformat((self.learned and self.learned.created) or "").timestamp()
+        except ValueError:
+            return None
 
 
 def load_served(settings: Settings, name: str, digest: str | None, unmatched: Unmatched | None = None) -> Served:

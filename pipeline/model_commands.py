@@ -11,6 +11,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Column, Table
 
+from detectors.alert_budget import Volume
 from detectors.packing import learned_of
 from models.bundle import read_bundle, read_manifest
 from models.errors import BundleError, ModelError
@@ -85,8 +86,8 @@ def show_bundle(settings: Settings, name: str, reference: str, *, as_json: bool)
     registry = Registry(settings, name)
     digest = registry.resolve(reference)
     bundle = read_bundle(registry.folder / digest)
-    rate = settings.stream(name).promise.false_alarm_rate
     manifest = read_manifest(registry.folder / digest)
+    rate = settings.stream(name).promise.rate(Volume.of(manifest.content.get("data")))
     described = describe(manifest, bundle, learned_of(bundle), rate, registry.promotions())
     serves = digest == registry.serving()
     if as_json:

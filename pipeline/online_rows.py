@@ -1,7 +1,7 @@
 """What a partition has learned online, as small rows beside the partition row, written when they have changed.
 
-A row is magic "OB", version (u8), content, CRC-32 of all before it (u32, little endian). `online/sizes` is JSON,
-and says what the others hold; these are numbers, little endian, at most 1,024 entries in a row:
+Rows are framed as `pipeline/framed.py` says. `online/sizes` is JSON, and says what the others hold; these are numbers,
+little endian, at most 1,024 entries in a row:
 
 - `online/counts/N`: the names of the counts (u64), then the counts (f64). What came first stands first, and what comes
   often comes early: so most rows of a large table stay as they are for long.
@@ -15,7 +15,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import asdict
 from typing import Any
-from zlib import crc32
 
 import numpy as np
 import orjson
@@ -25,6 +24,7 @@ from detectors.online import OnlineRules, OnlineState
 from detectors.online_kernels import ENTRIES, MOMENTS, SCORES
 from pipeline.cold_rows import Changes
 from pipeline.errors import DamagedStateError
+from pipeline.framed import content_of, frame, version_of
 
 PREFIX = b"online/"
 VERSION = 1
@@ -79,7 +79,7 @@ def encode_online(state: OnlineState, rules: OnlineRules) -> dict[bytes, bytes]:
     if len(state.before):
         rows[_NUMBERS] = _bytes(state.number_keys[:moments], "<u8") + _bytes(state.moments[:moments], "<f8")
         rows[_BEFORE], rows[_NOW] = _bytes(state.before, "<u2"), _bytes(state.now, "<u2")
-    return {key: _framed(content) for key, content in rows.items()}
+    return {key: frame(content, VERSION) for key, content in rows.items()}
 
 
 def decode_online(saved: Mapping[bytes, bytes], rules: OnlineRules, numbers: int) -> OnlineState | None:
@@ -93,7 +93,7 @@ def decode_online(saved: Mapping[bytes, bytes], rules: OnlineRules, numbers: int
     if not saved:
         return None
     try:
-        if saved[_SIZES][2] != VERSION:
+        if version_of(saved[_SIZES]) != VERSION:
             return None
         about = orjson.loads(_content(saved, _SIZES))
         state = OnlineState.empty(rules, numbers)
@@ -128,14 +128,5 @@ def _bytes(values: NDArray[Any], kind: str) -> bytes:
     return values.astype(kind).tobytes()
 
 
-def _framed(content: bytes) -> bytes:
-    body = b"OB" + bytes([VERSION]) + content
-    return body + crc32(body).to_bytes(4, "little")
-
-
 def _content(saved: Mapping[bytes, bytes], key: bytes) -> bytes:
-    value = saved[key]
-    if crc32(value[:-4]) != int.from_bytes(value[-4:], "little"):
-        message = f"what was learned online cannot be read: {key.decode()} fails its check"
-        raise DamagedStateError(message)
-    return value[3:-4]
+    return content_of(saved[key], f"what was learned online, {key.decode()},")

@@ -8,6 +8,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from typing import Any
+from urllib.parse import quote
 from zlib import crc32
 
 import numpy as np
@@ -15,13 +16,18 @@ import orjson
 
 from detectors.explanation import explain_end, explain_record, observed
 from detectors.parts import Parts
+from detectors.patterns import hex_of
 from detectors.process import Verdicts
+from detectors.rate_watch import RateAlarm
 from detectors.rescoring import Rescore
+from detectors.severity import severity_of
 from features.events import Record, Reject
 from features.sessions import ENDED
+from pipeline.notices import FEED, By, encode, key_of, notice_of, notice_of_rate
 from pipeline.origins import origin_of
 from pipeline.slices import Processed
 
+NORMAL = "normal"  # what people have called the pattern of what would have been an anomaly
 LATE = "late"  # status of a record that neither steps its session nor is ever an anomaly
 NO_MODEL = "online"  # in place of a digest, while warming up
 MAX_PAYLOAD = 64_000  # bytes of a dead letter's value we keep
@@ -48,15 +54,19 @@ class Place:
     partition: int
     epoch: int = 0
 
+    @property
+    def name(self) -> str:
+        """The topic's, as ids have it.
+
+        Offset 7 of a topic that was made anew is another record, so its topic is called `orders~1`; no topic's own
+        name can hold that sign.
+        """
+        return f"{self.topic}~{self.epoch}" if self.epoch else self.topic
+
 
 def message_id(stream: str, place: Place, offset: int, what: str) -> str:
-    """Name one message for ever: the same record gives the same id after a crash, a rebalance or a replay.
-
-    Offset 7 of a topic that was made anew is another record, so its topic is called `orders~1`; no topic's own name
-    can hold that sign.
-    """
-    topic = f"{place.topic}~{place.epoch}" if place.epoch else place.topic
-    return f"{stream}/{topic}/{place.partition}/{offset}/{what}"
+    """Name one message for ever: the same record gives the same id after a crash, a rebalance or a replay."""
+    return f"{stream}/{place.name}/{place.partition}/{offset}/{what}"
 
 
 def record_id(verdicts: Verdicts, i: int, place: Place, parts: Parts) -> str:
@@ -105,6 +115,7 @@ def record_decision(verdicts: Verdicts, i: int, place: Place, parts: Parts) -> J
         "p_value": _number(verdicts.p_value[i]),
         "anomaly": bool(verdicts.anomaly[i]),
         "confidence": _number(verdicts.confidence[i]),
+        **verdicts.tags.of(int(verdicts.walk.of_events[i])),
         "status": LATE if verdicts.late[i] else verdicts.status,
     }
 
@@ -127,6 +138,7 @@ def session_decision(verdicts: Verdicts, e: int, name: str, place: Place, parts:
         "p_value": _number(ends.p_value[e]),
         "anomaly": bool(ends.anomaly[e]),
         "confidence": _number(ends.confidence[e]),
+        **verdicts.tags.of(int(operation)),
         "status": verdicts.status,
     }
 
@@ -141,12 +153,15 @@ class Emitter:
         Share of decisions written; anomalies are always written to their own topic.
     is_repartitioned
         Records carry in their headers where they come from.
+    incidents_by
+        What incidents do not reach beyond; None: anomalies are not told to the incident stage.
     """
 
     parts: Parts
     place: Place
     sample: float
     is_repartitioned: bool = False
+    incidents_by: By | None = None
 
     def decisions(self, done: Processed) -> Iterator[tuple[int, Json]]:
         """All decisions in the order they were taken, each with the event it belongs to (-1: none).
@@ -173,21 +188,63 @@ class Emitter:
             for i in range(len(verdicts.events)):
                 identity = record_id(verdicts, i, self.place, self.parts)
                 if is_sampled(identity, self.sample) and not (self.parts.sends_late and verdicts.late[i]):
-                    self._decide(out, record_decision(verdicts, i, self.place, self.parts), now_ms)
+                    self._decide(out, self._decision_on_record(done, i), now_ms)
         if self.parts.sends_late:
             out.extend(self._late(verdicts, i, now_ms) for i in np.flatnonzero(verdicts.late).tolist())
         for i in np.flatnonzero(verdicts.anomaly).tolist():
             # An event that waited is released by another record; whether that is known depends on the slice.
             known = bool(records) and self.parts.rules.lead_ms > 0
             origin = self._origin(records[verdicts.events.index[i]]) if known else None
-            self._alarm(out, self._record(done, i), now_ms, origin)
+            explained = self._record(done, i)
+            self._alarm(out, explained, now_ms, origin)
+            self._notice(out, explained, done.numbers.records[i], done.numbers.since_ms)
         for e in range(len(verdicts.ends.operation)):
             decision = self._decision_on_session(done, e)
             if is_sampled(decision["id"], self.sample):
                 self._decide(out, decision, now_ms)
             if decision["anomaly"]:
-                self._alarm(out, decision | self._why_session(done, e), now_ms, None)
+                explained = decision | self._why_session(done, e, decision)
+                self._alarm(out, explained, now_ms, None)
+                self._notice(out, explained, done.numbers.sessions[e], done.numbers.since_ms)
+        for alarm in done.rated.alarms:
+            self._alarm_of_rate(out, alarm, now_ms)
         return out
+
+    def rate_anomaly(self, alarm: RateAlarm) -> Json:
+        """A bucket with too many records or too few, named by where it ends."""
+        what = "rate" if alarm.segment is None else f"rate/{quote(alarm.segment, safe='')}"
+        return {
+            "type": "rate",
+            "id": message_id(self.parts.stream, self.place, alarm.until_ms, what),
+            "stream": self.parts.stream,
+            "segment": alarm.segment,
+            "time_ms": alarm.until_ms - 1,
+            "from_ms": alarm.from_ms,
+            "until_ms": alarm.until_ms,
+            "count": alarm.count,
+            "expected": {"low": alarm.low, "median": alarm.median, "high": alarm.high},
+            "direction": alarm.direction,
+            "p_value": alarm.p_value,
+            "severity": severity_of(alarm.p_value, self.parts.rate),
+            "status": "ok",
+            "judged": alarm.judged,
+            "since_ms": alarm.since_ms,
+            "source": {"topic": self.place.topic, "partition": self.place.partition, "offset": alarm.offset},
+        }
+
+    def _alarm_of_rate(self, out: list[Output], alarm: RateAlarm, now_ms: int) -> None:
+        anomaly = self.rate_anomaly(alarm)
+        headers = event_headers(self.parts.stream, anomaly["id"], "anomaly", now_ms)
+        key = (alarm.segment or self.parts.stream).encode()
+        assert self.parts.learned is not None, "a bundle says what is usual"
+        body = anomaly | {"model": {"name": self.parts.stream, "digest": self.parts.learned.digest}}
+        out.append(Output("anomalies", key, orjson.dumps(body | {"detected_ms": now_ms}), headers))
+        if self.incidents_by is not None:
+            notice = notice_of_rate(
+                anomaly, rate=self.parts.rate, topic=self.place.name, partition=self.place.partition,
+                by=self.incidents_by,
+            )  # fmt: skip
+            out.append(Output(FEED, key_of(notice), encode(notice), []))
 
     def dead_letter(self, reject: Reject, record: Record, now_ms: int) -> Output:
         """A record that cannot be scored, with its reason, and what it holds unless that is private."""
@@ -206,6 +263,7 @@ class Emitter:
             "payload": None if reject.is_private else text,
             "payload_base64": b64encode(kept).decode() if text is None else None,
             "truncated": len(value) > MAX_PAYLOAD,
+            "alert": None,
             "detected_ms": now_ms,
         }
         return Output(
@@ -233,24 +291,41 @@ class Emitter:
         return Output("late", session.encode(), orjson.dumps(body), headers)
 
     def _record(self, done: Processed, i: int) -> Json:
-        decision = record_decision(done.verdicts, i, self.place, self.parts)
+        decision = self._decision_on_record(done, i)
         if not decision["anomaly"]:
             return decision
         operation = int(done.verdicts.walk.of_events[i])
-        explained = explain_record(done.verdicts, operation, done.rows, self.parts)
+        explained = explain_record(done.verdicts, operation, done.rows, self.parts, done.occluded.of_record(i))
+        explained |= {
+            "pattern": hex_of(done.absolved.records[i]),
+            "calibrated_p_value": float(done.verdicts.calibrated[i]),
+            "severity": self._severity(decision, done, operation),
+        }
         return decision | explained | self._again(done.rescored.records.get(i))
 
     def _session(self, done: Processed, e: int) -> Json:
         decision = self._decision_on_session(done, e)
-        return decision | self._why_session(done, e) if decision["anomaly"] else decision
+        return decision | self._why_session(done, e, decision) if decision["anomaly"] else decision
+
+    def _decision_on_record(self, done: Processed, i: int) -> Json:
+        labelled = NORMAL if i in done.absolved.normal_records else None
+        return record_decision(done.verdicts, i, self.place, self.parts) | {"labelled": labelled}
 
     def _decision_on_session(self, done: Processed, e: int) -> Json:
         name = done.names[done.verdicts.walk.row[done.verdicts.ends.operation[e]]]
-        return session_decision(done.verdicts, e, name, self.place, self.parts)
+        labelled = NORMAL if e in done.absolved.normal_sessions else None
+        return session_decision(done.verdicts, e, name, self.place, self.parts) | {"labelled": labelled}
 
-    def _why_session(self, done: Processed, e: int) -> Json:
-        explained = explain_end(done.verdicts, e, done.rows, self.parts)
+    def _why_session(self, done: Processed, e: int, decision: Json) -> Json:
+        explained = explain_end(done.verdicts, e, done.rows, self.parts, done.occluded.of_session(e))
+        calibrated = float(done.verdicts.ends.calibrated[e])
+        explained |= {"pattern": hex_of(done.absolved.sessions[e]), "calibrated_p_value": calibrated}
+        explained["severity"] = self._severity(decision, done, int(done.verdicts.ends.operation[e]))
         return explained | self._again(done.rescored.sessions.get(e))
+
+    def _severity(self, decision: Json, done: Processed, operation: int) -> str:
+        persists = done.verdicts.tags.persists(operation)
+        return severity_of(decision["p_value"], self.parts.rate, persists=persists)
 
     def _again(self, rescore: Rescore | None) -> Json:
         """What a second stage says, None where it had no pass left; nothing where there is none."""
@@ -283,13 +358,22 @@ class Emitter:
         return origin_of(record) if self.is_repartitioned else None
 
     def _alarm(self, out: list[Output], explained: Json, now_ms: int, origin: Json | None) -> None:
-        body = {key: value for key, value in explained.items() if key not in {"anomaly", "rescored"}}
+        body = {key: value for key, value in explained.items() if key not in {"anomaly", "rescored", "labelled"}}
         body |= {"origin": origin}
         body |= self._whence(explained, now_ms)
         headers = event_headers(self.parts.stream, explained["id"], "anomaly", now_ms)
         out.append(Output("anomalies", explained["session"].encode(), orjson.dumps(body), headers))
         if explained.get("rescored") is not None:
             out.append(self._rescored(explained, now_ms))
+
+    def _notice(self, out: list[Output], explained: Json, number: int, since_ms: int) -> None:
+        if self.incidents_by is None:
+            return
+        notice = notice_of(
+            explained, rate=self.parts.rate, decisions=number, since_ms=since_ms, topic=self.place.name,
+            partition=self.place.partition, by=self.incidents_by,
+        )  # fmt: skip
+        out.append(Output(FEED, key_of(notice), encode(notice), []))
 
 
 def _number(value: np.floating[Any]) -> float | None:

@@ -17,27 +17,39 @@ from collections import Counter
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from aiokafka.errors import ProducerFenced
 
+from detectors.absolution import with_label
+from detectors.absorbing import only_labels
+from detectors.absorbing import with_label as with_label_of_profiles
+from detectors.drift_watch import Drifted
+from detectors.promise_keeper import KeeperState
 from detectors.rows import PartitionState
 from detectors.schema_watch import Watched
 from features.events import Events
 from pipeline.context import StreamContext
+from pipeline.controls import Control
 from pipeline.drift import drift_output
 from pipeline.errors import DamagedStateError, StaleStateError
 from pipeline.failpoints import passed
 from pipeline.holding import Copies, Finding, Holding, end_task
 from pipeline.loading import Served
 from pipeline.logs import get_logger
-from pipeline.outputs import Emitter, Output, Place
+from pipeline.outputs import NORMAL, Emitter, Output, Place
 from pipeline.partition_row import PartitionRow
 from pipeline.pulse import Pulse
 from pipeline.recovery import Replay
 from pipeline.schema_drift import detail_of, schema_drift_output
 from pipeline.slices import Processed, process_slice
-from pipeline.wire import DeleteSession
+from pipeline.stages import StageClock
+from pipeline.stream_drift import detail_of as detail_of_drift
+from pipeline.stream_drift import stream_drift_output
+from pipeline.wire import DeleteSession, LabelPattern
+
+if TYPE_CHECKING:
+    from opentelemetry.trace import SpanContext
 
 CLOSE_TIMEOUT_S = 5.0  # a revoke waits that long for a last checkpoint
 _QUEUED_SLICES = 2
@@ -94,10 +106,11 @@ class Partition:
         self._row: PartitionRow  # but for what scoring changes
         self._promoted: Served | None = None  # to be taken at a checkpoint
         self._promoted_from = 0  # not before this offset
+        self._traces = None if context.traces is None else context.traces.of_partition(context, place)
         self._sent: list[asyncio.Future[Any]] = []
         self._unsent: list[Output] = []
         self._unsent_bytes = 0
-        self._controls: list[tuple[int, DeleteSession]] = []
+        self._controls: list[tuple[int, Control]] = []
         self._nothing: Events
         self._piece = max(1, min(_PIECE, context.capacity // 4))  # sessions at a time
         self._most_changed = max(1, min(_MOST_CHANGED, context.capacity // 2))  # rows, then a checkpoint is due
@@ -109,6 +122,7 @@ class Partition:
         self._moved_ms = 0  # how far the idle clock has moved the watermark since the last record
         self._uncovered_since: float | None = None  # since when records wait for a checkpoint to begin
         self._covering_since: float | None = None  # likewise those of the checkpoint under way
+        self._stages = StageClock(context.metrics.stages, context.name, context.monotonic)
         self._inflight: asyncio.Task[None] | None = None
         self._task: asyncio.Task[None] | None = None
 
@@ -133,7 +147,7 @@ class Partition:
         holding = self._holding
         self._row, self.state = replace(holding.row, complete=False), holding.state
         place = replace(self.place, epoch=self._row.epoch)
-        self._emitter = Emitter(holding.parts, place, context.sample, context.is_repartitioned)
+        self._emitter = Emitter(holding.parts, place, context.sample, context.is_repartitioned, context.incidents_by)
         self.opened_at = holding.findings[-1].offset if holding.findings else self.state.next_offset
         self._nothing = holding.served.decoder.decode([], check_key=True)
         # Whoever crashed may have judged, and told, records up to here: they are judged again by the same bundle.
@@ -142,6 +156,8 @@ class Partition:
         replayed = 0 if kept else holding.replayed
         context.metrics.restored.labels(context.name).inc(replayed)
         context.metrics.recovery_left.labels(context.name, str(self.place.partition)).set(0.0)
+        context.metrics.recovery_rows.labels(context.name, str(self.place.partition)).set(0.0)
+        context.metrics.recovery_progress.labels(context.name, str(self.place.partition)).set(1.0)
         log.info(
             "partition opened", stream=context.name, partition=self.place.partition, next_offset=self.opened_at,
             open_sessions=holding.store.open_sessions, changelog_rows=replayed, kept=kept is not None,
@@ -155,6 +171,7 @@ class Partition:
         context.health.recovering(context.name, self.place.partition, replay.rows, total)
         context.metrics.recovery_rows.labels(*labels).set(replay.rows_per_s)
         context.metrics.recovery_left.labels(*labels).set(replay.seconds_left or 0.0)
+        context.metrics.recovery_progress.labels(*labels).set(replay.done / max(1, replay.total))
 
     @property
     def saved_offset(self) -> int:
@@ -180,6 +197,7 @@ class Partition:
         for drift in self.state.schema.drifts if self.state.schema else ():
             kind, field = drift.split("/", 1)
             self.context.metrics.field_drift.labels(*labels, field, kind).set(1)
+        self.context.metrics.tell_labels(self.context.name, *self._holding.row.labelled)
         self.context.health.opened(self.context.name, self.place.partition)
         if self.context.auto_train is not None and self.place.partition == 0:
             self.context.auto_train.owns(self.context.name, yes=True)
@@ -249,19 +267,30 @@ class Partition:
 
     async def _score(self, slice_: Slice) -> None:
         context, records = self.context, slice_.records
+        self._stages.begin(slice_.fetched_at)
+        self._stages.lap("wait")
+        if self._traces is not None:
+            self._traces.begin(context.monotonic() - slice_.fetched_at)
         events = self._holding.served.decoder.decode(records, check_key=True)
         assert events.next_offset is not None, "a slice has records"
         if records[0].offset < self.state.next_offset:
             message = f"slice at {records[0].offset} lies before {self.state.next_offset}"
             raise RuntimeError(message)
+        self._stages.lap("decode")
         context.metrics.records.labels(context.name).inc(len(records))
         context.metrics.tombstones.labels(context.name).inc(events.tombstones)
         for piece in events.pieces(self._piece):
             more_due = await self._score_piece(piece, records)
         if more_due:  # sessions beyond the first few
             await self._end_due()
+        if self._traces is not None:
+            self._traces.end(records)
         self._quiet_since, self._moved_ms = context.monotonic(), 0
         context.metrics.latency.labels(context.name).observe(context.monotonic() - slice_.fetched_at)
+        self._stages.end()
+        if records[0].timestamp > 0:  # else it has none
+            age_s = max(0.0, (context.now_ms() - records[0].timestamp) / 1000)
+            context.metrics.record_age.labels(context.name).observe(age_s)
         if slice_.highwater is not None:
             lag = max(0, slice_.highwater - self.state.next_offset)
             context.metrics.lag.labels(context.name, str(self.place.partition)).set(lag)
@@ -276,7 +305,20 @@ class Partition:
     async def _score_piece(
         self, events: Events, records: Sequence[Any] = (), closing: Sequence[str] | None = None
     ) -> bool:
-        """Score events and end some due sessions, or those of `closing` only; True while more may be due.
+        """Score events and end some due sessions, or those of `closing` only; True while more may be due."""
+        left: Events | None = events
+        while left is not None:
+            left, more_due = await self._score_part(left, records, closing)
+            if left is not None:
+                if self._is_due():
+                    await self.checkpoint()
+                await asyncio.sleep(0)  # others have a turn
+        return more_due
+
+    async def _score_part(
+        self, events: Events, records: Sequence[Any], closing: Sequence[str] | None
+    ) -> tuple[Events | None, bool]:
+        """The same of as many events as may be scored at once; what is left of them comes back.
 
         From `state` on no checkpoint begins until all outputs of the piece were handed over: it would cover records
         without their outputs, or outputs without their records.
@@ -287,18 +329,30 @@ class Partition:
             if done is not None:
                 break
             await self._commit()  # only settled rows can make room
+            self._stages.lap("wait")
+        self._stages.lap("score")
         self.state = done.state
-        if self._uncovered_since is None and (events.next_offset is not None or len(done.verdicts.walk.kind)):
+        events = done.came
+        if self._uncovered_since is None and (
+            events.next_offset is not None or len(done.verdicts.walk.kind) or done.rated.judged
+        ):
             self._uncovered_since = self.context.monotonic()
         self._count(events, done)
         metrics, name = self.context.metrics, self.context.name
         await self._say_fields(done.watched)
+        await self._say_drift(done.drifted)
         for reject in events.rejects:
             await self._send(self._emitter.dead_letter(reject, records[reject.index], self.context.now_ms()))
             metrics.dead_letters.labels(name, reject.error.reason).inc()
-        for output in self._emitter.outputs(done, self.context.now_ms(), records):
+        outputs = self._emitter.outputs(done, self.context.now_ms(), records)
+        if self._traces is not None:
+            outputs = self._traces.traced(outputs, records)
+        for output in outputs:
             await self._send(output)
-        return done.more_due
+        self._stages.lap("emit")
+        if self._traces is not None:
+            self._traces.emitted()
+        return done.left, done.more_due
 
     def _count(self, events: Events, done: Processed) -> None:
         verdicts = done.verdicts
@@ -311,9 +365,20 @@ class Partition:
             alarms = int(anomaly.sum())
             metrics.verdicts.labels(name, kind, "true").inc(alarms)
             metrics.verdicts.labels(name, kind, "false").inc(len(anomaly) - alarms)
+        if (judged := done.rated.judged) > 0:
+            alarms = len(done.rated.alarms)
+            metrics.verdicts.labels(name, "rate", "true").inc(alarms)
+            metrics.verdicts.labels(name, "rate", "false").inc(judged - alarms)
+        if parts.learned is None:
+            metrics.warming_up.labels(name).inc(len(verdicts.events))
+        self._measure_promise(done.state.keeper)
         outcomes = Counter("confirmed" if r.confirmed else "doubted" for r in done.rescored)
         for outcome, count in (outcomes + Counter(skipped=done.rescored.skipped)).items():
             metrics.rescored.labels(name, outcome).inc(count)
+        silenced = len(done.absolved.normal_records) + len(done.absolved.normal_sessions)
+        metrics.absolved.labels(name).inc(silenced)
+        for outcome, count in done.occluded.outcomes.items():
+            metrics.explained.labels(name, outcome).inc(count)
         if parts.learned is None and self.context.auto_train is not None and len(verdicts.ends.anomaly):
             self.context.auto_train.ended(name, int((~verdicts.ends.anomaly).sum()))
         if len(verdicts.events):
@@ -326,6 +391,17 @@ class Partition:
         metrics.dropped_samples.labels(name).inc(verdicts.intake.dropped)
         metrics.early_records.labels(name).inc(verdicts.intake.ordered.early)
         metrics.duplicates.labels(name).inc(len(done.duplicates))
+
+    def _measure_promise(self, keeper: KeeperState | None) -> None:
+        metrics, name, partition = self.context.metrics, self.context.name, str(self.place.partition)
+        for kind in ("record", "session"):
+            metrics.promised.labels(name, kind).set(self._holding.parts.rate)
+        if keeper is None:
+            return
+        for kind, threshold in (("record", keeper.records), ("session", keeper.sessions)):
+            metrics.threshold.labels(name, partition, kind).set(math.exp(-threshold.nats))
+            if threshold.kept is not None:
+                metrics.kept.labels(name, partition, kind).set(threshold.kept)
 
     async def _say_fields(self, watched: Watched) -> None:
         """What the fields of a piece looked like."""
@@ -344,6 +420,21 @@ class Partition:
             metrics.field_drift.labels(name, str(place.partition), drift.field, drift.kind).set(drift.has_begun)
             now_ms = self.context.now_ms()
             await self._send(schema_drift_output(drift, stream=name, place=place, now_ms=now_ms))
+
+    async def _say_drift(self, drifted: Drifted) -> None:
+        """What changed for good, or no longer differs."""
+        metrics, name, place = self.context.metrics, self.context.name, self._emitter.place
+        for field, kind, level in drifted.levels:
+            metrics.drift_score.labels(name, str(place.partition), field, kind).set(level)
+        for event in drifted.events:
+            about = {"stream": name, "partition": place.partition, "type": event.type, "field": event.field}
+            if event.has_begun:
+                log.warning("drift", **about, detail=detail_of_drift(event))
+                metrics.drifts.labels(name, event.type).inc()
+            else:
+                log.info("drift ended", **about, detail=detail_of_drift(event))
+            now_ms = self.context.now_ms()
+            await self._send(stream_drift_output(event, stream=name, place=place, now_ms=now_ms))
 
     async def _send(self, output: Output) -> None:
         """Let an output leave, at once or with its transaction; nothing leaves a worker the group has given up."""
@@ -365,6 +456,9 @@ class Partition:
         store, labels = self._holding.store, (self.context.name, str(self.place.partition))
         self.context.metrics.sessions.labels(*labels).set(store.open_sessions)
         self.context.metrics.hot.labels(*labels).set(len(store))
+        lookups, store.lookups = store.lookups, Counter()
+        for place, count in lookups.items():
+            self.context.metrics.row_lookups.labels(self.context.name, place).inc(count)
 
     # --- what is no record ---------------------------------------------------------------------------------------
 
@@ -403,6 +497,7 @@ class Partition:
 
         Until the last is ended, the partition row stays as it was: a crash meanwhile leads here again.
         """
+        await self._end_due()
         store, after = self._holding.store, None
         while names := store.saved_names(after, self._piece):
             after = names[-1]
@@ -413,7 +508,8 @@ class Partition:
         store.open_sessions = 0  # a crash in between may have left a count of more
         self._row = replace(self._row, topic_id=finding.topic_id, epoch=self._row.epoch + 1)
         self._emitter = replace(self._emitter, place=replace(self.place, epoch=self._row.epoch))
-        self.state = PartitionState(finding.offset)
+        kept = only_labels(self.state.kept)
+        self.state = PartitionState(finding.offset, absolved=self.state.absolved, kept=kept)
         self.context.metrics.forget_fields(self.context.name, self.place.partition)
 
     @property
@@ -427,25 +523,53 @@ class Partition:
         if not self.closed:
             self.slices.put_nowait(slice_)
 
-    def take_control(self, offset: int, control: DeleteSession) -> None:
+    def take_control(self, offset: int, control: Control) -> None:
         """A control that was not applied yet; it will be, between two slices."""
         self._controls.append((offset, control))
 
     async def _apply_controls(self) -> None:
+        """Apply what users ask; only once that has committed is a record scored: a replay finds it in force there."""
+        controls, self._controls = self._controls, []
+        await self._settled()
+        self._apply_labels([control for _, control in controls if isinstance(control, LabelPattern)])
+        deletions = [control for _, control in controls if isinstance(control, DeleteSession)]
+        if deletions:
+            await self._delete(deletions)
+        self._row = replace(self._row, controls=controls[-1][0] + 1)
+        await self._commit()
+
+    def _apply_labels(self, labels: Sequence[LabelPattern]) -> None:
+        """What is absolved changes with the checkpoint that also says that these controls were applied."""
+        metrics, name = self.context.metrics, self.context.name
+        for label in labels:
+            is_normal = label.label == NORMAL
+            absolved, forgotten = with_label(self.state.absolved, int(label.pattern, 16), is_normal=is_normal)
+            kept = with_label_of_profiles(
+                self.state.kept, int(label.pattern, 16), is_anomaly=label.label != NORMAL, parts=self._holding.parts
+            )  # fmt: skip
+            self.state = replace(self.state, absolved=absolved, kept=kept)
+            self._row = replace(self._row, labelled=(label.labels.normal, label.labels.anomaly))
+            metrics.forgotten_labels.labels(name).inc(forgotten)
+            log.info(
+                "pattern labelled",
+                stream=name,
+                partition=self.place.partition,
+                pattern=label.pattern,
+                label=label.label,
+            )
+        self.context.metrics.tell_labels(name, *self._row.labelled)
+
+    async def _delete(self, deletions: Sequence[DeleteSession]) -> None:
         """Delete sessions: once this has committed, neither memory nor RocksDB nor the changelog gives them back.
 
-        Only then does the partition row say so, and only then is a record scored: a crash meanwhile leads here again.
+        Only then does the partition row say so: a crash meanwhile leads here again.
         """
-        controls, self._controls = self._controls, []
-        names = list(dict.fromkeys(control.session for _, control in controls))
-        await self._settled()
+        names = list(dict.fromkeys(control.session for control in deletions))
         self._holding.store.forget(names)
         if self.state.schema is not None:  # it may hold values that the sessions had
             self.state = replace(self.state, schema=self.state.schema.without_values())
         await self._commit()
         await self._holding.erase(names)
-        self._row = replace(self._row, controls=controls[-1][0] + 1)
-        await self._commit()
         log.info("sessions deleted", stream=self.context.name, partition=self.place.partition, count=len(names))
 
     def take_promotion(self, served: Served) -> None:
@@ -483,7 +607,13 @@ class Partition:
 
     def _idle_ms(self) -> int:
         """How far beyond the newest event the watermark may be, because nothing came for so long by the wall clock."""
-        rules, quiet_s = self._holding.parts.rules, self.context.monotonic() - self._quiet_since
+        quiet_s = self.context.monotonic() - self._quiet_since
+        watch = self._holding.parts.rates
+        for_rates = 0 if watch is None or quiet_s < self.context.idle_s else watch.idle_ms(int(quiet_s * 1000))
+        return max(self._idle_sessions_ms(quiet_s), for_rates)
+
+    def _idle_sessions_ms(self, quiet_s: float) -> int:
+        rules = self._holding.parts.rules
         if self._holding.store.open_sessions == 0:
             return 0
         windows = self._holding.parts.windows
@@ -514,27 +644,33 @@ class Partition:
         row = replace(
             self._row, next_offset=state.next_offset, watermark_ms=state.watermark_ms, records=state.records,
             recent_ids=state.recent_ids, sessions=store.open_sessions, schema=state.schema, rescoring=state.rescoring,
+            explaining=state.explaining, absolved=state.absolved, decided=state.decided,
+            keeper=state.keeper,
         )  # fmt: skip
         self._take_copies(row, state.next_offset)
 
     def _take_copies(self, row: PartitionRow, committed: int) -> None:
         copies = Copies(
-            self._holding.store.snapshot(), row, committed, self.state.online, tuple(self._sent), tuple(self._unsent)
+            self._holding.store.snapshot(), row, committed, self.state.online, tuple(self._sent), tuple(self._unsent),
+            self.state.kept,
         )  # fmt: skip
         passed("checkpoint/0")
         self._sent, self._unsent, self._unsent_bytes = [], [], 0
         self._covering_since, self._uncovered_since = self._uncovered_since, None
         self._due = self.context.monotonic() + self.context.checkpoint_interval_s
-        self._inflight = asyncio.create_task(self._finish_checkpoint(copies))
+        covered = () if self._traces is None else self._traces.covered()
+        self._inflight = asyncio.create_task(self._finish_checkpoint(copies, covered))
         self._inflight.add_done_callback(self._report_failure)
 
-    async def _finish_checkpoint(self, copies: Copies) -> None:
+    async def _finish_checkpoint(self, copies: Copies, covered: Sequence[SpanContext]) -> None:
         context, began = self.context, self.context.monotonic()
         await self._holding.save(copies)
         self._committed_at = began
         self._holding.store.settle()
         self._covering_since = None
         context.metrics.checkpoints.labels(context.name).observe(context.monotonic() - began)
+        if self._traces is not None:
+            self._traces.checkpointed(covered, context.monotonic() - began)
         for output in copies.outputs:
             context.metrics.outputs.labels(context.output_topic(output.topic)).inc()
 

@@ -5,11 +5,13 @@ As bytes: magic "OB", version (u8), JSON, CRC-32 of all before it (u32, little e
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from zlib import crc32
 
 import msgspec
 
+from detectors.promise_keeper import KeeperState
+from detectors.rows import Decided
 from detectors.schema_watch import SchemaState
 from pipeline.errors import DamagedStateError, StateError
 
@@ -37,8 +39,10 @@ class PartitionRow:
         How often the partition began anew, with other records under offsets that ids have named before.
     controls
         The first offset of the controls topic that was not applied.
-    recent_ids, rescoring
+    recent_ids, rescoring, explaining, absolved, decided, keeper
         As in `detectors.rows.PartitionState`.
+    labelled
+        Labels of anomalies of the stream so far, as the last that was applied tells: normal ones, and others.
     complete
         Whoever saved it let go in order: nothing after X has been judged yet.
     """
@@ -56,7 +60,12 @@ class PartitionRow:
     recent_ids: bytes = b""
     schema: SchemaState | None = None
     rescoring: tuple[tuple[int, int], tuple[int, int]] = ((0, 0), (0, 0))
+    explaining: tuple[int, int] = (0, 0)
+    absolved: bytes = b""
+    labelled: tuple[int, int] = (0, 0)
+    keeper: KeeperState | None = None
     complete: bool = False
+    decided: Decided = field(default_factory=Decided)
 
     def encode(self) -> bytes:
         """As it is saved."""

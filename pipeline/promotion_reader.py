@@ -56,7 +56,7 @@ class PromotionReader:
         self._loaded: WeakValueDictionary[tuple[str, str | None], Served] = WeakValueDictionary()
         for stream, served in current.items():
             self._loaded[stream, served.digest] = served
-            self._show(stream, served.digest)
+            self._show(stream, served, promoted_ms[stream])
         self._wanted: dict[str, Promotion] = {}  # not loaded yet
         self._followers: dict[Follower, str] = {}
         self._consumer: AIOKafkaConsumer | None = None
@@ -162,7 +162,7 @@ class PromotionReader:
                     )  # fmt: skip
                     continue
                 self._current[stream] = served
-                self._show(stream, digest)
+                self._show(stream, served, promotion.issued_ms)
                 log.info("bundle promoted", stream=stream, bundle=digest[:12], before=str(before.digest)[:12])
                 for follower, followed in list(self._followers.items()):
                     if followed == stream:
@@ -175,6 +175,12 @@ class PromotionReader:
             found = self._loaded[stream, digest] = await asyncio.to_thread(self._load, stream, digest)
         return found
 
-    def _show(self, stream: str, digest: str | None) -> None:
-        self._metrics.bundle.remove_by_labels({"stream": stream})
-        self._metrics.bundle.labels(stream, digest or "none").set(1)
+    def _show(self, stream: str, served: Served, promoted_ms: int) -> None:
+        metrics = self._metrics
+        for gauge in (metrics.bundle, metrics.bundle_trained, metrics.bundle_promoted):
+            gauge.remove_by_labels({"stream": stream})
+        metrics.bundle.labels(stream, served.digest or "none").set(1)
+        if served.trained_s is not None:
+            metrics.bundle_trained.labels(stream).set(served.trained_s)
+        if served.digest is not None and promoted_ms:
+            metrics.bundle_promoted.labels(stream).set(promoted_ms / 1000)

@@ -87,8 +87,8 @@ def tell_workers(settings: Settings, registry: Serves) -> None:
 
 def _models_topic(settings: Settings, clients: Clients) -> str:
     """The topic of promotions; it is made where it is missing and may be."""
-    if not any(_answers(server) for server in settings.broker.split(",")):
-        message = f"no Kafka broker answers at {settings.broker}"
+    if not any(_answers(server) for server in settings.broker.addresses):
+        message = f"no Kafka broker answers at {settings.broker.servers}"
         raise BrokerUnavailableError(message)
     admin, topic = clients.admin(), models_topic(settings)
     if topic not in partition_counts(admin):
@@ -101,7 +101,7 @@ def _models_topic(settings: Settings, clients: Clients) -> str:
 
 def _answers(server: str) -> bool:
     """Whether anybody listens there: much sooner said than by a client, which tries for as long as it may."""
-    host, _, port = server.strip().rpartition("://")[2].rpartition(":")
+    host, _, port = server.rpartition("://")[2].rpartition(":")
     try:
         socket.create_connection((host.strip("[]"), int(port)), timeout=_PROBE_S).close()
     except (OSError, ValueError):

@@ -20,10 +20,14 @@ from prometheus_client.metrics import MetricWrapperBase
 from pydantic import BaseModel, Field, SecretStr, TypeAdapter
 from pydantic.fields import FieldInfo
 
+from pipeline.alerts.receivers.webhook import WebhookBody
+from pipeline.alerts.settings import RECEIVER_TYPES, AnyReceiverSettings, Receiver, Receivers, RouteSettings
+from pipeline.incident_settings import MaintenanceSettings
 from pipeline.judgement import Backtest
 from pipeline.metrics import Metrics
-from pipeline.settings import LATER_KEYS, Settings
-from pipeline.stream_settings import DurationMs, NamedNumbers, Scalar, StreamSettings
+from pipeline.secrets import Secret
+from pipeline.settings import Settings
+from pipeline.stream_settings import Daily, DurationMs, NamedNumbers, Scalar, StreamSettings
 from pipeline.units import format_duration_ms
 from pipeline.wire import MESSAGES
 
@@ -35,6 +39,11 @@ _MADE = f"Made from the code by `{COMMAND}`; change it there."
 _EXAMPLES: dict[str, Any] = {
     "instance": None,
     "models_dir": "./offbeat-data/models",
+    "alerts.receivers": {
+        "ops": {"type": "webhook", "url": "https://hooks.example.com/x", "secrets": ["file:/run/secrets/ops"]}
+    },
+    "alerts.routes": [{"receivers": ["ops"], "severity": "medium"}],
+    "alerts.labels": {"orders": {"team": "shop"}},
     "streams.orders.topic": "shop.orders",
     "streams.orders.session.by": "session_id",
     "streams.orders.session.end_when": {"status": "closed"},
@@ -48,14 +57,18 @@ _STREAM = "orders"
 # CloudEvents 1.0 in Kafka's binary content mode, as pipeline/outputs.py writes them.
 _EVENT_TYPES = {
     "anomalies": "anomaly", "rescores": "rescore", "decisions": "decision", "dead-letters": "dead-letter",
-    "late": "late", "drift": "drift", "controls": "control", "models": "promotion",
+    "late": "late", "drift": "drift", "controls": "control", "models": "promotion", "incidents": "incident",
+    "retrain": "retrain", "labels": "label",
 }  # fmt: skip
 # What the record key is; where nothing is said, the session.
 _KEYS = {
     "dead-letters": "The record's own key",
     "drift": "stream/topic/partition",
-    "controls": "delete/STREAM/SESSION",
+    "controls": "delete/STREAM/SESSION or pattern/STREAM/PATTERN",
+    "labels": "the anomaly's id",
     "models": "The stream",
+    "incidents": "The incident's id",
+    "retrain": "The stream",
 }
 _ABOUT = {
     "anomalies": "Each record and each session that should not have been, with what was expected instead.",
@@ -64,8 +77,11 @@ _ABOUT = {
     "dead-letters": "Each record that could not be scored, with the reason and where it lies.",
     "late": "Each record too far behind its session to be scored, where the stream says `late.send`.",
     "drift": "What changed that is not about one record: topics made anew, records or sessions lost, offsets reset.",
+    "incidents": "Anomalies that belong together, each time an incident opens, changes, merges or closes.",
+    "labels": "What people say of anomalies: normal, or anomalies indeed.",
     "controls": "What users ask of workers, such as forgetting a session. Compacted, one partition: the order counts.",
     "models": "Which bundle serves each stream, at each promotion. Compacted, one partition; workers read it whole.",
+    "retrain": "Trainings that are asked for, and what became of each; `offbeat trainer` reads and writes it.",
 }
 
 
@@ -73,11 +89,13 @@ def documents() -> dict[str, str]:
     """Every document by its path below the repository's root."""
     schemas = {f"docs/schemas/{name}.json": _json(schema_of(name)) for name in MESSAGES}
     backtest = _schema("backtest", Backtest, "What `offbeat backtest --json` prints.")
+    webhook = _schema("webhook", WebhookBody, "The body of alerts to receivers of type webhook.")
     return {
         "docs/configuration.md": _configuration(),
         "docs/metrics.md": _metrics(),
         **schemas,
         "docs/schemas/backtest.json": _json(backtest),
+        "docs/schemas/webhook.json": _json(webhook),
         "docs/asyncapi.yaml": _asyncapi(),
     }
 
@@ -122,24 +140,22 @@ def _configuration() -> str:
     for title, section, about in _sections():
         lines += [f"## {title}", "", about, "", "| key | type | default | meaning |", "|---|---|---|---|"]
         lines += [
-            f"| `{name}` | {_cell(_type(f))} | {_cell(_default(f))} | {_cell(f.description or '')} |"
+            f"| `{f.alias or name}` | {_cell(_type(f))} | {_cell(_default(f))} | {_cell(f.description or '')} |"
             for name, f in section.model_fields.items()
-            if not _is_section(f.annotation) and name != "streams"
+            if not _is_section(f.annotation) and name != "streams" and name in section.__annotations__  # its own
         ]
         lines.append("")
-    lines += ["## Not in this version yet", ""]
-    lines += [
-        "These are planned. Until then they are refused with a sentence, so that nobody believes them to be in force.",
-        "", "| key | what |", "|---|---|",
-    ]  # fmt: skip
-    lines += [f"| `{key.replace('*', 'NAME')}` | {what} |" for key, what in LATER_KEYS.items()]
-    return "\n".join(lines) + "\n"
+    return "\n".join(lines)
 
 
 def _sections() -> Iterator[tuple[str, type[BaseModel], str]]:
     """Each section with its dotted name, outermost first."""
     yield "Top level", Settings, "Keys that stand in no section. `streams` holds one section a stream, see below."
     yield from _sections_below(Settings, "")
+    yield "`alerts.receivers.NAME`", AnyReceiverSettings, _sentence(AnyReceiverSettings)
+    for kind, receiver in zip(RECEIVER_TYPES, get_args(Receiver), strict=True):
+        yield f"`alerts.receivers.NAME`, type `{kind}`", receiver, _sentence(receiver)
+    yield "`alerts.routes`, each", RouteSettings, _sentence(RouteSettings)
     yield (
         "`streams.NAME`",
         StreamSettings,
@@ -152,6 +168,7 @@ def _sections_below(section: type[BaseModel], prefix: str) -> Iterator[tuple[str
     for name, field in section.model_fields.items():
         if _is_section(annotation := field.annotation):
             yield f"`{prefix}{name}`", annotation, _sentence(annotation)
+            yield from _sections_below(annotation, f"{prefix}{name}.")
 
 
 def _is_section(annotation: Any) -> TypeGuard[type[BaseModel]]:
@@ -172,10 +189,17 @@ def _type(field: FieldInfo) -> str:
 
 
 _WORDS: dict[Any, str] = {
-    str: "text", SecretStr: "text, never shown", Path: "path", int: "whole number", float: "number",
+    str: "text", SecretStr: "text, never shown", Path: "path",
+    int: "whole number", float: "number",
     bool: "true or false", list[str]: "list of texts", tuple[str, ...]: "list of texts",
-    dict[str, Any]: "field: rule pairs", NamedNumbers: "`{name: FIELD, value: FIELD}`",
+    list[DurationMs]: "list of durations", dict[str, Any]: "field: rule pairs",
+    NamedNumbers: "`{name: FIELD, value: FIELD}`",
     dict[str, int]: "field: whole number pairs",
+    Secret: "`env:NAME` or `file:PATH`", list[Secret]: "list of `env:NAME` or `file:PATH`",
+    dict[str, Secret]: "header: `env:NAME` or `file:PATH` pairs", dict[str, str]: "label: text pairs",
+    dict[str, dict[str, str]]: "stream: labels pairs", list[RouteSettings]: "list of routes",
+    Receivers: "name: receiver pairs",
+    list[MaintenanceSettings]: "list of `{from, until, streams, segments}`",
     dict[str, Scalar]: "field: value pairs; a value is text, a number, or true or false",
 }  # fmt: skip
 
@@ -185,6 +209,8 @@ def _words(annotation: Any, metadata: list[Any]) -> str:
         annotation, *metadata = get_args(annotation)
     if any(m in get_args(DurationMs) for m in metadata):
         return "duration"
+    if any(m in get_args(Daily) for m in metadata):
+        return "number a day"
     if get_origin(annotation) is Literal:
         return " or ".join(f"`{value}`" for value in get_args(annotation))
     if get_origin(annotation) is list and get_origin(get_args(annotation)[0]) is Literal:
@@ -196,7 +222,7 @@ def _words(annotation: Any, metadata: list[Any]) -> str:
 
 
 def _bounds(field: FieldInfo) -> Iterator[str]:
-    duration = any(m in get_args(DurationMs) for m in field.metadata)
+    duration = _words(field.annotation, field.metadata).startswith("duration")
     is_list = get_origin(field.annotation) is list
     for m in field.metadata:
         for attribute, words in (("gt", "above"), ("ge", "at least"), ("le", "at most"), ("lt", "below")):
@@ -221,10 +247,12 @@ def _default(field: FieldInfo) -> str:
 
 def _plain(value: Any, field: FieldInfo) -> str:
     """A value as it is written in the file."""
-    if any(m in get_args(DurationMs) for m in field.metadata):
+    if value is not None and _words(field.annotation, field.metadata).startswith("duration"):
         return format_duration_ms(value)
     if isinstance(value, Path):
         return f"./{value}"
+    if field.annotation == list[DurationMs]:
+        return f"[{', '.join(map(format_duration_ms, value))}]"
     return yaml.safe_dump(value, default_flow_style=True, width=1_000).removesuffix("\n...\n").strip()
 
 
@@ -330,6 +358,12 @@ def _channel(name: str, prefix: str) -> dict[str, Any]:
     }
 
 
+_TRACED = {
+    "traceparent": {"type": "string", "description": "The span it came from, as W3C says; only where traces are on."},
+    "tracestate": {"type": "string", "description": "What came with the record's, if anything did."},
+}
+
+
 def _message(name: str) -> dict[str, Any]:
     return {
         "name": name,
@@ -344,6 +378,7 @@ def _message(name: str) -> dict[str, Any]:
                 "ce_source": {"type": "string", "pattern": "^/offbeat/[a-z0-9._-]+$", "description": "The stream."},
                 "ce_time": {"type": "string", "format": "date-time", "description": "When it was written."},
                 "content-type": {"const": "application/json"},
+                **(_TRACED if name in {"anomalies", "rescores", "incidents"} else {}),
             },
         },
         "payload": {

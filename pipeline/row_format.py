@@ -1,9 +1,10 @@
 """Session rows as bytes: a fixed-width head, a tagged tail, a checksum. Format version 2; version 1 is read too.
 
 Little endian. Head: magic "OB", version, token fields F (u8 each); hidden size H, context W, numbers N, counters C (u16
-each); then the columns of `detectors.rows.SessionRows` in order, but for the last three. Tail: its length (u32), then
-parts of tag (u8), length (u32) and bytes: 1 is `held`, 2 is `windows`, 3 is `segment`; parts of later releases are
-skipped. Last: CRC-32 of all before it (u32). Version 1 had neither numbers nor counters nor anything in its tail.
+each); then the columns of `detectors.rows.SessionRows` in order, but for the last six. Tail: its length (u32), then
+parts of tag (u8), length (u32) and bytes: 1 is `held`, 2 is `windows`, 3 is `segment`, 4 is the profile, the keys (u64)
+of its entries and then their counts (u16), 5 is `tag` (f32) where it is not 0; parts of later releases are skipped.
+Last: CRC-32 of all before it (u32). Version 1 had neither numbers nor counters nor anything in its tail.
 """
 
 from __future__ import annotations
@@ -14,15 +15,19 @@ from typing import Any
 from zlib import crc32
 
 import numpy as np
+from numpy.typing import NDArray
 
 from detectors.rows import DTYPES, RowShape, SessionRows
+from features.profiles import FREE
 from pipeline.errors import DamagedStateError, StateError
 
 VERSION = 2
 _LEAST = {1: 8 + 4, 2: 12 + 4}  # by version: what tells version and shape, and the checksum
 MAGIC = int.from_bytes(b"OB", "little")
 _TAGS = {"held": 1, "windows": 2, "segment": 3}  # columns of bytes, in the tail
-_COLUMNS = [f.name for f in fields(SessionRows) if f.name not in _TAGS]
+_PROFILE, _PROFILE_COLUMNS, _ENTRY_BYTES = 4, {"profile_keys", "profile_counts"}, 10
+_TAG = 5
+_COLUMNS = [f.name for f in fields(SessionRows) if f.name not in {*_TAGS, *_PROFILE_COLUMNS, "tag"}]
 _SINCE_2 = {"context_numbers", "counter_value", "counter_ms"}
 _SIZES = {1: ("hidden", "context"), 2: ("hidden", "context", "numbers", "counters")}
 
@@ -43,7 +48,8 @@ class RowFormat:
             packed[f"{name}_size"] = getattr(self.shape, name)
         for name in _COLUMNS:
             packed[name] = getattr(rows, name)
-        tails = [_tail(row) for row in zip(*(getattr(rows, name).tolist() for name in _TAGS), strict=True)]
+        parts = [*(getattr(rows, name).tolist() for name in _TAGS), _profiles(rows), _tags(rows)]
+        tails = [_tail(row) for row in zip(*parts, strict=True)]
         packed["tail"] = [len(tail) for tail in tails]
         whole, width = packed.tobytes(), head.itemsize
         values = (whole[at * width : (at + 1) * width] + tail for at, tail in enumerate(tails))
@@ -73,6 +79,8 @@ class RowFormat:
                 found = _parts(values[i][width:-4])
                 for name, tag in _TAGS.items():
                     getattr(rows, name)[i] = found.get(tag, b"")
+                _read_profile(found.get(_PROFILE, b""), rows.profile_keys[i], rows.profile_counts[i])
+                rows.tag[i] = np.frombuffer(found.get(_TAG, bytes(4)), "<f4")[0]
         return rows
 
     def first_ms(self, value: bytes) -> int:
@@ -90,7 +98,7 @@ class RowFormat:
             message = f"a saved session row has format {version}, this version reads up to {VERSION}: upgrade offbeat"
             raise StateError(message)
         sizes = {n: int.from_bytes(value[4 + 2 * i : 6 + 2 * i], "little") for i, n in enumerate(_SIZES[version])}
-        found = RowShape(fields=value[3], **sizes)
+        found = RowShape(fields=value[3], profile=self.shape.profile, **sizes)
         if found != self.shape:
             message = f"a saved session row was written for {found}, the config says {self.shape}"
             raise StateError(message)
@@ -105,8 +113,29 @@ def _head(version: int, shape: RowShape) -> np.dtype[Any]:
 
 
 def _tail(parts: Sequence[bytes]) -> bytes:
-    tagged = zip(_TAGS.values(), parts, strict=True)
+    tagged = zip((*_TAGS.values(), _PROFILE, _TAG), parts, strict=True)
     return b"".join(bytes([tag]) + len(part).to_bytes(4, "little") + part for tag, part in tagged if part)
+
+
+def _profiles(rows: SessionRows) -> list[bytes]:
+    """Each row's profile; entries are taken one after the other."""
+    taken = (rows.profile_keys != FREE).sum(axis=1).tolist()
+    keys, counts = rows.profile_keys, rows.profile_counts
+    return [keys[i, :n].tobytes() + counts[i, :n].tobytes() for i, n in enumerate(taken)]
+
+
+def _tags(rows: SessionRows) -> list[bytes]:
+    """Each row's tag; nothing for 0, so that rows without one are as they were before there were tags."""
+    packed = rows.tag.astype("<f4").tobytes()
+    return [packed[4 * i : 4 * i + 4] if some else b"" for i, some in enumerate(rows.tag.view(np.uint32).tolist())]
+
+
+def _read_profile(part: bytes, keys: NDArray[np.uint64], counts: NDArray[np.uint16]) -> None:
+    """Write a row's profile to where it belongs; nowhere, where the stream keeps none any more."""
+    taken = len(part) // _ENTRY_BYTES
+    if taken <= len(keys):
+        keys[:taken] = np.frombuffer(part[: 8 * taken], "<u8")
+        counts[:taken] = np.frombuffer(part[8 * taken :], "<u2")
 
 
 def _parts(tail: bytes) -> dict[int, bytes]:

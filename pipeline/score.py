@@ -13,7 +13,9 @@ from typing import Annotated
 import msgspec
 import orjson
 
+from detectors.drift_events import DriftEvent
 from detectors.parts import Learned
+from detectors.rate_watch import RateAlarm
 from detectors.rows import PartitionState
 from features.decode import Decoder
 from features.events import Events
@@ -25,6 +27,7 @@ from pipeline.settings import Settings
 from pipeline.slices import Processed, process_slice
 from pipeline.store import RowStore
 
+OnDrift = Callable[[Place, DriftEvent], None]
 CHUNK = 4_096  # lines in one slice; any other number gives the same verdicts
 
 
@@ -108,15 +111,20 @@ class _Partition:
 
 
 class Scorer:
-    """Scores lines chunk by chunk; partitions keep their own watermark and sessions."""
+    """Scores lines chunk by chunk; partitions keep their own watermark and sessions. Drift goes to `on_drift`."""
 
-    def __init__(self, settings: Settings, name: str, learned: Learned | None) -> None:
-        self._settings, self._name, self._learned = settings, name, learned
+    def __init__(
+        self, settings: Settings, name: str, learned: Learned | None, on_drift: OnDrift = lambda *_: None
+    ) -> None:
+        self._settings, self._name, self._learned, self._on_drift = settings, name, learned, on_drift
         self._decoder: Decoder = make_live_decoder(settings, name, learned)
         self._partitions: dict[Place, _Partition] = {}
+        self._shared_by: int | None = None  # a budget of alarms; a file that names no partitions is one
 
     def score(self, lines: list[Line]) -> Iterator[Json]:
         """One verdict a line, in the lines' order, each followed by the sessions that end with it."""
+        if not self._partitions and not any(line.place.partition for line in lines):
+            self._shared_by = 1
         by_place: dict[Place, list[int]] = {}
         for position, line in enumerate(lines):
             by_place.setdefault(line.place, []).append(position)
@@ -131,6 +139,10 @@ class Scorer:
                 released = done.verdicts.events
                 where = positions[released.index[max(seen, 0)] if len(released) else -1]
                 verdicts[where].append(_numbered(verdict, partition, lines[where].number))
+            position_of = {records[i].offset: p for i, p in enumerate(positions)} if done.rated.alarms else {}
+            for alarm in done.rated.alarms:
+                where = position_of.get(alarm.offset, positions[-1])
+                verdicts[where].append(_on_rate(alarm, partition, lines[where].number))
             for i in done.duplicates.tolist():
                 line = records[i]
                 partition.waiting.pop(line.offset, None)
@@ -152,7 +164,7 @@ class Scorer:
 
     def _partition(self, place: Place) -> _Partition:
         if place not in self._partitions:
-            parts = make_parts(self._settings, self._name, self._learned)
+            parts = make_parts(self._settings, self._name, self._learned, self._shared_by)
             store = RowStore(parts.shape, parts.rules)
             self._partitions[place] = _Partition(Emitter(parts, place, 1.0), store)
         return self._partitions[place]
@@ -161,6 +173,8 @@ class Scorer:
         done = process_slice(partition.store, events, partition.state, partition.emitter.parts, closing=closing)
         assert done is not None, "a store without a bound has room"
         partition.state = done.state
+        for event in done.drifted.events:
+            self._on_drift(partition.emitter.place, event)
         return done
 
     def _decisions(self, partition: _Partition, done: Processed) -> Iterator[tuple[int, Json]]:
@@ -170,9 +184,13 @@ class Scorer:
         return {
             "type": "record", "id": message_id(self._name, line.place, line.offset, "record"), "line": line.number,
             "session": None, "segment": None, "time_ms": None, "score": None, "p_value": None, "anomaly": False,
-            "confidence": None,
-            "status": status,
+            "confidence": None, "tag": None, "tag_confidence": None, "status": status, "labelled": None,
         }  # fmt: skip
+
+
+def _on_rate(alarm: RateAlarm, partition: _Partition, line: int) -> Json:
+    anomaly = partition.emitter.rate_anomaly(alarm)
+    return {"type": "rate", "id": anomaly["id"], "line": line, **anomaly, "anomaly": True}
 
 
 def _numbered(verdict: Json, partition: _Partition, seen_at: int | None = None) -> Json:
@@ -184,10 +202,11 @@ def _numbered(verdict: Json, partition: _Partition, seen_at: int | None = None) 
 
 
 def verdicts_of(
-    settings: Settings, name: str, learned: Learned | None, source: Path, progress: Callable[[int], None] | None = None
-) -> Iterator[Json]:
+    settings: Settings, name: str, learned: Learned | None, source: Path,
+    progress: Callable[[int], None] | None = None, on_drift: OnDrift = lambda *_: None,
+) -> Iterator[Json]:  # fmt: skip
     """The verdicts on a whole file, in the lines' order; those on sessions that it leaves open come last."""
-    scorer = Scorer(settings, name, learned)
+    scorer = Scorer(settings, name, learned, on_drift)
     lines = events_of(settings.stream(name), read_lines(source, settings.topic_of(name), progress))
     while chunk := list(islice(lines, CHUNK)):
         yield from scorer.score(chunk)
@@ -214,12 +233,15 @@ def written(verdicts: Iterable[Json], target: Path) -> Iterator[Json]:
 
 def score_file(
     settings: Settings, name: str, learned: Learned | None, source: Path, target: Path,
-    progress: Callable[[int], None] | None = None,
+    progress: Callable[[int], None] | None = None, on_drift: OnDrift = lambda *_: None,
 ) -> dict[str, int]:  # fmt: skip
     """Score a whole file into another; returns counts for a summary."""
     counts = {"records": 0, "sessions": 0, "record_anomalies": 0, "session_anomalies": 0, "dead_letters": 0}
-    for verdict in written(verdicts_of(settings, name, learned, source, progress), target):
+    for verdict in written(verdicts_of(settings, name, learned, source, progress, on_drift), target):
         kind = verdict["type"]
+        if kind == "rate":
+            counts["rate_anomalies"] = counts.get("rate_anomalies", 0) + 1
+            continue
         counts[f"{kind}s"] += 1
         counts[f"{kind}_anomalies"] += verdict["anomaly"]
         counts["dead_letters"] += verdict["status"] == "dead_letter"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from datetime import UTC, datetime
 from typing import Any
 
@@ -12,25 +13,54 @@ from pipeline.units import seconds_in_words
 Json = dict[str, Any]
 _NAMED = 5  # sessions named in a line
 _WARMING_UP = "warming_up"
+_MOST = 0.5  # of a score: an earlier event with so large a share is named
 _LINE = 120  # characters of a log line
+_DIFFERENCES = 2  # of a session to the most similar one
 
 
 def sentence_of(what: str, message: Json) -> str:
-    """One line for a message of the topic `anomalies`, `rescores`, `decisions`, `dead-letters`, `late` or `drift`."""
+    """One line for a message of an output topic, such as `anomalies`, or of `retrain`."""
+    if what == "incidents":
+        return f"{_moment(message['last_ms'])}  {message['severity']}  {message['type']}  {message['summary']}"
     if what == "dead-letters":
         source = message["source"]
         return f"{source['topic']}/{source['partition']}/{source['offset']}  {message['reason']}: {message['detail']}"
-    if what == "drift":
-        return f"{_moment(message['detected_ms'])}  {message['stream']}  {_changed(message)}"
-    when = _moment(message["time_ms"])
+    if what == "labels":
+        why = "" if message["reason"] is None else f": {message['reason']}"
+        return f"{_moment(message['at_ms'])}  {message['id']}  {message['label']}, says {message['by']}{why}"
+    if what == "retrain":
+        when, said = message["asked_ms" if message["type"] == "job" else "at_ms"], _of_job(message)
+    elif what == "drift":
+        when, said = message["detected_ms"], _changed(message)
+    elif message.get("type") == "rate":
+        when, said = message["time_ms"], _counted(message)
+    else:
+        when, said = message["time_ms"], f"{message['session']}  {_of_session(what, message)}"
+    return f"{_moment(when)}  {message['stream']}  {said}"
+
+
+def _counted(anomaly: Json) -> str:
+    """How many records came, and how many should have.
+
+    >>> _counted({"segment": "cart", "direction": "too_few", "count": 0, "from_ms": 0, "until_ms": 60_000,
+    ...     "expected": {"low": 31, "median": 52, "high": 78}})
+    'cart  too few: no records in 60 s, expected 31 to 78'
+    """
+    where = "" if anomaly["segment"] is None else f"{anomaly['segment']}  "
+    count, low, high = anomaly["count"], anomaly["expected"]["low"], anomaly["expected"]["high"]
+    came = "no records" if not count else f"{count:,} record{'s' if count > 1 else ''}"
+    width = seconds_in_words((anomaly["until_ms"] - anomaly["from_ms"]) / 1_000)
+    return f"{where}{anomaly['direction'].replace('_', ' ')}: {came} in {width}, expected {low:,} to {high:,}"
+
+
+def _of_session(what: str, message: Json) -> str:
+    """What is said of a record or a session."""
     if what == "late":
-        return f"{when}  {message['stream']}  {message['session']}  {message['behind_ms'] / 1000:,.1f} s behind"
+        return f"{message['behind_ms'] / 1000:,.1f} s behind"
     if what == "rescores":
         judged = "confirms" if message["confirmed"] else "doubts"
-        said = f"{message['core']} {judged} the {message['type']} (p-value {message['p_value']:.2g})"
-        return f"{when}  {message['stream']}  {message['session']}  {said}"
-    why = why_of(message) if what == "anomalies" else _judged(message)
-    return f"{when}  {message['stream']}  {message['session']}  {why}"
+        return f"{message['core']} {judged} the {message['type']} (p-value {message['p_value']:.2g})"
+    return why_of(message) if what == "anomalies" else _judged(message)
 
 
 def _moment(time_ms: int) -> str:
@@ -41,9 +71,9 @@ def _changed(drift: Json) -> str:
     """What changed, where and how much; a type of a later version has its own words in `detail`."""
     source, amount = drift["source"], f"{drift['amount']:,}"
     place = f"{source['topic']}/{source['partition']}"
-    if drift.get("field") is not None:
+    if drift.get("phase") is not None:
         since = "" if drift["since_ms"] is None else f" since {_moment(drift['since_ms'])}"
-        return f"{place}: {drift['type']} {drift['phase']},{since} {amount} records. {drift['detail']}"
+        return f"{place}: {drift['type']} {drift['phase']},{since} {amount} {drift['amount_unit']}. {drift['detail']}"
     names = "".join(f" {name}" for name in drift["sessions"][:_NAMED])
     more = f" and {drift['amount'] - _NAMED:,} more" if drift["amount"] > _NAMED else ""
     said = {
@@ -54,6 +84,14 @@ def _changed(drift: Json) -> str:
     }.get(drift["type"], f"{place}: {drift['type']} ({amount} {drift['amount_unit']})")
     since = "" if drift["since_ms"] is None else f", since {_moment(drift['since_ms'])}"
     return f"{said}{since}. {drift['detail']}"
+
+
+def _of_job(message: Json) -> str:
+    """What is asked for, or became of it."""
+    if message["type"] == "job":
+        return f"{message['id']}: asked for. {message['detail']}"
+    digest = "" if message["digest"] is None else f" bundle {message['digest'][:12]}"
+    return f"{message['job']}: {message['type']}{digest}. {message['detail']}"
 
 
 def why_of(anomaly: Json) -> str:
@@ -74,7 +112,17 @@ def why_of(anomaly: Json) -> str:
     >>> why_of({"type": "record", "observed": {"cpu": 99.0}, "context": [{"cpu": 41.0}], "unit": "score",
     ...     "expected": {"cpu": [{"low": 38.0, "median": 41.0, "high": 44.0}]}, "contributions": {"cpu": 3.2}})
     'cpu: after 41 came 99, expected 38 to 44'
+    >>> why_of({"type": "record", "observed": {"action": "ship"}, "contributions": {"action": 6.9}, "score": 6.9,
+    ...     "expected": {"action": [{"token": "pay", "probability": 0.97}]},
+    ...     "context": [{"time_ms": 1, "action": "pay"}, {"time_ms": 2, "action": "add"}],
+    ...     "earlier": [{"back": 2, "time_ms": 1, "share": 0.1}, {"back": 1, "time_ms": 2, "share": 6.0}],
+    ...     "would_be_normal": {"field": "action", "value": "pay", "p_value": 0.4}})
+    'action: after add came ship (0.10 %), expected pay (97 %); normal with action=pay; 87 % due to the event before'
     """
+    return "; ".join([_why(anomaly), *_normal_with(anomaly), *_because_of(anomaly)])
+
+
+def _why(anomaly: Json) -> str:
     if anomaly["type"] == "session":
         return _why_session(anomaly)
     field = max(anomaly["contributions"], key=anomaly["contributions"].get)
@@ -92,9 +140,40 @@ def why_of(anomaly: Json) -> str:
     return f"{name}: {where} came {came} ({share}), expected {_best(anomaly, field)}"
 
 
+def _normal_with(anomaly: Json) -> Iterator[str]:
+    """What would have been normal instead."""
+    change = anomaly.get("would_be_normal")
+    if change is None:
+        return
+    field, value = change["field"], change["value"]
+    if value is None:
+        yield f"normal without {field}"
+    elif isinstance(value, str):
+        yield f"normal with {field}={value}"
+    elif field == GAP:
+        yield f"normal with a gap of {seconds_in_words(value['low'], value['high'])}"
+    else:
+        yield f"normal with {field} from {_shown(value['low'])} to {_shown(value['high'])}"
+
+
+def _because_of(anomaly: Json) -> Iterator[str]:
+    """The one earlier event that most of the score goes with, if there is one."""
+    earlier = anomaly.get("earlier")
+    if not earlier:
+        return
+    most = max(earlier, key=lambda event: event["share"])
+    if most["share"] < _MOST * anomaly["score"]:
+        return
+    which = "the event before" if most["back"] == 1 else f"the event {most['back']} before"
+    yield f"{100 * most['share'] / anomaly['score']:.0f} % due to {which}"
+
+
 def _why_session(anomaly: Json) -> str:
     parts = anomaly["contributions"]
     head = f"session of {anomaly['events']} events, ended by {anomaly['ended']}"
+    profile = anomaly.get("profile")
+    if profile is not None and max(profile["nats"], key=profile["nats"].get) != "surprise":
+        return f"{head}: {_why_profile(profile)}"
     field = next(iter(anomaly["expected"]))
     ended = parts["end"] is not None and (parts["worst_record"] is None or parts["end"] >= parts["worst_record"])
     if ended:
@@ -103,6 +182,32 @@ def _why_session(anomaly: Json) -> str:
         return f"{head}: it ended{last}{share}, expected {_best(anomaly, field)}"
     where = "" if anomaly["worst_offset"] is None else f", at offset {anomaly['worst_offset']}"
     return f"{head}: its strangest record had a score of {parts['worst_record']:.1f}{where}"
+
+
+def _why_profile(profile: Json) -> str:
+    """What the profile says, in the words of the detector that finds it strangest.
+
+    >>> given, then = ({"field": "action", "token": t, "count": n} for t, n in (("add", 3), ("pay", 0)))
+    >>> pair = {"given": given, "then": then, "probability": 0.0012}
+    >>> _why_profile({"nats": {"nearest": 1.0, "pairs": 6.7}, "differences": [], "pair": pair})
+    '0 x pay where 3 x add came (0.12 %)'
+    >>> _why_profile({"nats": {"nearest": 9.0, "pairs": 6.7}, "differences": [then | {"usual": 1}], "pair": pair})
+    'unlike any in training: 0 x pay, 1 in the most similar'
+    """
+    nats = profile["nats"]
+    if nats["nearest"] >= nats["pairs"] and profile["differences"]:
+        told = [f"{_times(d)}, {d['usual']} in the most similar" for d in profile["differences"][:_DIFFERENCES]]
+        return f"unlike any in training: {'; '.join(told)}"
+    pair = profile["pair"]
+    return f"{_times(pair['then'])} where {_times(pair['given'])} came ({_percent(pair['probability'])})"
+
+
+def _times(counted: Json) -> str:
+    if counted["field"] == "@events":
+        return f"{counted['count']} events"
+    if counted["field"] == "@duration":
+        return f"{seconds_in_words(counted['count'] / 1_000)} in all"
+    return f"{counted['count']} x {_shown(counted['token'])}"
 
 
 def _best(anomaly: Json, field: str) -> str:

@@ -10,8 +10,12 @@ from typing import Any
 
 import orjson
 
+from detectors.alert_budget import Volume
+from detectors.drift_watch import DriftWatch
 from detectors.packing import unpack
 from detectors.parts import Learned, Parts
+from detectors.promise_keeper import KeepingRules
+from detectors.rate_watch import RateWatch
 from detectors.rows import RowShape
 from detectors.schema_watch import SchemaWatch
 from features.certificate import certify
@@ -19,6 +23,7 @@ from features.decode import Decoder
 from features.masking import Masker, make_masker
 from features.measures import NumberRules
 from features.messages import MessageReader, ReadMessages, as_they_came
+from features.profiles import ENTRIES
 from features.session_names import join_name, name_masker, split_name
 from features.sessions import NEVER_MS, SessionRules
 from features.templates import Templates
@@ -129,8 +134,11 @@ def _line_reader(stream: StreamSettings) -> LineReader | None:
     return LineReader(stream.pattern) if stream.format == "text" else None
 
 
-def make_parts(settings: Settings, name: str, learned: Learned | None) -> Parts:
-    """Parts for a stream; each partition takes its own, for the token encoder remembers."""
+def make_parts(settings: Settings, name: str, learned: Learned | None, partitions: int | None = None) -> Parts:
+    """Parts for a stream; each partition takes its own, for the token encoder remembers.
+
+    `partitions` is over how many a budget of alarms is shared; as many as were trained on, if not told.
+    """
     stream = settings.stream(name)
     words = len(stream.fields) - len(stream.number_fields)
     windows = stream.window_rules(_gap_ms(settings, stream))
@@ -147,21 +155,31 @@ def make_parts(settings: Settings, name: str, learned: Learned | None) -> Parts:
         stream=name,
         topic=settings.topic_of(name),
         fields=(*stream.fields[:words], *numbers),
-        shape=RowShape(stream.state_numbers, stream.model.context, words, len(numbers), counters),
+        shape=_shape(stream, words, len(numbers), counters),
         rules=_rules(settings, stream),
-        rate=stream.promise.false_alarm_rate,
+        rate=stream.promise.rate(None if learned is None else learned.volume),
+        budget=stream.promise.alert_budget,
         encoder=TokenEncoder(words, None if learned is None else learned.vocabulary),
         learned=learned,
         model=model,
         ensemble=tuple(stream.model.ensemble),
         second=stream.second_stage.core,
         passes=stream.second_stage.passes,
+        explained=stream.explanations.passes,
         weights=stream.model.weights,
         order=stream.model.order,
+        finds_news=stream.detectors.novelty,
+        absorbs_after=stream.detectors.absorb,
+        refractory_ms=stream.model.refractory,
         remembered=0 if stream.duplicates.id is None else stream.duplicates.remember,
         sends_late=stream.late.send,
         measures=measures,
         windows=windows,
+        drift=DriftWatch.of(
+            stream.fields[:words], stream.number_fields, None if learned is None else learned.drift, stream.drift.after
+        ),
+        keeping=_keeping(stream, learned, partitions),
+        rates=_rates(stream, learned),
         watch=SchemaWatch(
             stream.fields[:words],
             stream.number_fields,
@@ -171,6 +189,28 @@ def make_parts(settings: Settings, name: str, learned: Learned | None) -> Parts:
             tells_values=not stream.mask,
         ),
     )
+
+
+def _shape(stream: StreamSettings, words: int, numbers: int, counters: int) -> RowShape:
+    entries = ENTRIES if words and stream.detectors.profile else 0
+    return RowShape(stream.state_numbers, stream.model.context, words, numbers, counters, entries)
+
+
+def _keeping(stream: StreamSettings, learned: Learned | None, partitions: int | None) -> KeepingRules | None:
+    """None too where records wait to be put in order or for their window: when they are judged, slices decide."""
+    waits = stream.late.reorder > 0 or stream.window.size is not None
+    if not stream.promise.adapt or waits:
+        return None
+    volume, rules = None if learned is None else learned.volume, KeepingRules()
+    if stream.promise.alert_budget is None or volume is None:
+        return rules
+    return replace(rules, usual_ms=volume.block_ms(rules.block, partitions))
+
+
+def _rates(stream: StreamSettings, learned: Learned | None) -> RateWatch | None:
+    if learned is None or learned.rates is None or not stream.detectors.rate:
+        return None
+    return RateWatch(learned.rates, stream.promise.rate(learned.volume), stream.late.reorder)
 
 
 def _measures(stream: StreamSettings) -> NumberRules:
@@ -216,6 +256,15 @@ def load_serving(settings: Settings, name: str, bundle: Path | Folder | None = N
     return None if digest is None else load_bundle(settings, name, digest)
 
 
+def serving_rate(settings: Settings, name: str) -> float:
+    """What a stream is held to by the bundle that serves it; that one's manifest tells the volume."""
+    promise, digest = settings.stream(name).promise, None
+    if promise.alert_budget is not None:
+        digest = read_serving(settings, name)
+    data = None if digest is None else read_by_digest(settings, name, digest).content.get("data")
+    return promise.rate(Volume.of(data))
+
+
 def load_bundle(settings: Settings, name: str, digest: str) -> Learned:
     """A stream's bundle by its digest, such as one that was promoted; it raises what `load_serving` does."""
     return _learned(settings, name, read_by_digest(settings, name, digest))
@@ -253,6 +302,8 @@ def state_fingerprint(settings: Settings, name: str) -> str:
         parts["forecast"] = True
     if stream.model.ensemble:
         parts["ensemble"] = stream.model.ensemble
+    if not stream.detectors.profile:
+        parts["profile"] = False
     if "transformer" in stream.model.cores:
         parts["seasons"] = stream.seasons  # its state holds the ids of events, these too
     parts |= _reading(settings, name)

@@ -1,17 +1,19 @@
 """The settings: offbeat.yaml and OFFBEAT_* variables, validated once into frozen objects.
 
-A wrong key or value becomes one `ConfigError` that names the key, the value and what was expected. Keys announced for
-later versions are refused with a sentence, so that nobody believes them to be in force.
+A wrong key or value becomes one `ConfigError` that names the key, the value and what was expected; of what may be a
+secret the value is left out.
 """
 
 from __future__ import annotations
 
+import copy
 import os
 import re
 from collections.abc import Mapping
 from hashlib import sha256
 from pathlib import Path
-from typing import Any, Literal
+from types import UnionType
+from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 import yaml
 from pydantic import (
@@ -24,34 +26,51 @@ from pydantic import (
 )
 
 from models.folders import RemoteFolder, parse_folder
+from pipeline import secrets
+from pipeline.alerts.settings import RECEIVER_TYPES, AlertSettings, check_url
+from pipeline.edge_settings import BrokerSettings, HttpSettings
 from pipeline.errors import ConfigError
+from pipeline.incident_settings import IncidentSettings
+from pipeline.secrets import Secret
 from pipeline.stream_settings import DurationMs, Section, StreamSettings
 from pipeline.wire import MESSAGES
-
-# Keys of the design that this version does not have yet. "*" stands for any stream's name.
-LATER_KEYS = {
-    "alerts": "alert receivers and routes",
-    "streams.*.promise.alert_budget": "alert budgets",
-}
 
 # What was expected, by pydantic's type of error, where its own words would not help.
 _EXPECTED = {
     "string_type": "text", "bool_type": "true or false", "bool_parsing": "true or false", "int_type": "a whole number",
     "int_parsing": "a whole number", "int_from_float": "a whole number", "float_type": "a number",
     "float_parsing": "a number", "list_type": "a list", "dict_type": "keys and values", "model_type": "keys and values",
+    "model_attributes_type": "keys and values",
     "path_type": "a path", "invalid_key": "a key that is text",
     "string_pattern_mismatch": "text that matches {pattern}",
     "too_short": "at least {min_length}", "too_long": "at most {max_length}",
     "string_too_short": "at least {min_length} character",
 }  # fmt: skip
+_SHORT_VARIABLES = {"OFFBEAT_BROKER": "OFFBEAT_BROKER__SERVERS"}
 _SCALARS = ("str", "bool", "int", "float")
 
 
-class HttpSettings(Section):
-    """Where the worker serves /metrics, /healthz and /ready."""
+class TraceSettings(Section):
+    """Traces by OpenTelemetry, with `pip install 'offbeat[traces]'`."""
 
-    host: str = Field("127.0.0.1", description="Address to listen on; loopback, for the pages have no login.")
-    port: int = Field(6066, ge=0, le=65535, description="Port to listen on; 0 takes a free one and logs it.")
+    endpoint: str | None = Field(
+        None,
+        description="Where a collector takes OTLP over HTTP, such as http://127.0.0.1:4318. Absent: no traces.",
+    )
+    ratio: float = Field(
+        0.01, ge=0.0, le=1.0, description="Share of slices that have spans; anomalies, incidents and alerts always do."
+    )
+    headers: dict[str, Secret] = Field(
+        default_factory=dict,
+        description="What the collector asks for, from env:NAME or file:PATH, such as `{Authorization: env:NAME}`.",
+    )
+
+    @field_validator("endpoint")
+    @classmethod
+    def _can_be_posted_to(cls, endpoint: str | None) -> str | None:
+        if endpoint is not None:
+            check_url(endpoint)
+        return endpoint
 
 
 class StateSettings(Section):
@@ -89,10 +108,19 @@ class DecisionSettings(Section):
     )  # fmt: skip
 
 
+class CostSettings(Section):
+    """What a worker's work costs, for /metrics and dashboards."""
+
+    cpu_core_hour: float | None = Field(
+        None, ge=0, le=1_000_000, description="Price of an hour of one core. Absent: no costs are shown."
+    )
+    currency: str = Field("USD", pattern=r"^[A-Z]{3}$", description="Currency of the price, by ISO 4217.")
+
+
 class Settings(Section):
     """All of offbeat.yaml."""
 
-    broker: str = Field("localhost:9092", min_length=1, description="Kafka bootstrap servers, host:port, comma apart.")
+    broker: BrokerSettings = BrokerSettings()
     app: str = Field(
         "offbeat", pattern=r"^[A-Za-z0-9._-]{1,100}$",
         description="Consumer group; also begins changelog topics and transactional ids.",
@@ -112,6 +140,7 @@ class Settings(Section):
         description="Who trains and promotes, for the record. Absent: USER@HOST.",
     )  # fmt: skip
     http: HttpSettings = HttpSettings()
+    traces: TraceSettings = TraceSettings()
     mask_secret: SecretStr | None = Field(
         None, description="Key of the hashes that `mask` makes, at least 16 bytes. Best set as OFFBEAT_MASK_SECRET."
     )
@@ -124,6 +153,9 @@ class Settings(Section):
     state: StateSettings = StateSettings()
     topics: TopicSettings = TopicSettings()
     decisions: DecisionSettings = DecisionSettings()
+    incidents: IncidentSettings = IncidentSettings()
+    alerts: AlertSettings = AlertSettings()
+    costs: CostSettings = CostSettings()
     device: Literal["auto", "cpu", "cuda"] = Field(
         "auto", description="Where torch serves models; auto: on a CUDA device where there is one, else on the CPU."
     )
@@ -156,13 +188,13 @@ class Settings(Section):
 
     @model_validator(mode="after")
     def _runtimes_exist(self) -> Settings:
-        from models.spec import KERNELS
+        from models.spec import BY_NUMBERS, KERNELS
 
         if self.runtime == "kernel" and self.device == "cuda":
             message = "the kernels of runtime: kernel compute on the CPU; write device: auto, or runtime: torch"
             raise ValueError(message)
         for name, stream in self.streams.items():
-            without = [core for core in stream.model.cores if core not in {*KERNELS, "linear"}]
+            without = [core for core in stream.model.cores if core not in {*KERNELS, *BY_NUMBERS}]
             if self.runtime == "kernel" and without:
                 message = f"stream {name}: there is no kernel for model.core {without[0]}; write runtime: auto"
                 raise ValueError(message)
@@ -190,6 +222,25 @@ class Settings(Section):
                 raise ValueError(message) from None
         return self
 
+    @model_validator(mode="after")
+    def _maintenance_is_of_streams(self) -> Settings:
+        for name in (name for window in self.incidents.maintenance for name in window.streams):
+            if name not in self.streams:
+                message = (
+                    f"incidents.maintenance names stream {name}, which there is not; it has: {', '.join(self.streams)}"
+                )
+                raise ValueError(message)
+        return self
+
+    @model_validator(mode="after")
+    def _alerts_are_of_streams(self) -> Settings:
+        named = [*self.alerts.labels, *(name for route in self.alerts.routes for name in route.streams)]
+        for name in named:
+            if name not in self.streams:
+                message = f"alerts names stream {name}, which there is not; the config has: {', '.join(self.streams)}"
+                raise ValueError(message)
+        return self
+
     @property
     def mask_key(self) -> bytes | None:
         """The secret as bytes."""
@@ -197,7 +248,8 @@ class Settings(Section):
 
     @model_validator(mode="after")
     def _reads_no_output(self) -> Settings:
-        ours = {f"{self.topics.prefix}.{what}" for what in MESSAGES}
+        ours = {f"{self.topics.prefix}.{what}" for what in MESSAGES} | {self.incident_feed, self.incident_state}
+        ours |= {self.alert_outbox, self.alert_requests}
         for name, stream in self.streams.items():
             if stream.topic in ours:
                 message = (
@@ -210,6 +262,26 @@ class Settings(Section):
     def repartition_topic(self, name: str) -> str:
         """The internal topic that a stream's records are brought to where they are not keyed by their session."""
         return f"{self.app}.{name}.repartition"
+
+    @property
+    def incident_feed(self) -> str:
+        """The internal topic that brings anomalies to the incident stage."""
+        return f"{self.app}.incident-feed"
+
+    @property
+    def incident_state(self) -> str:
+        """The changelog of the incident stage."""
+        return f"{self.app}.incident-state"
+
+    @property
+    def alert_outbox(self) -> str:
+        """The topic of what receivers of alerts have not got yet."""
+        return f"{self.app}.alert-outbox"
+
+    @property
+    def alert_requests(self) -> str:
+        """The internal topic that brings requests to running `offbeat alerts` processes."""
+        return f"{self.app}.alert-requests"
 
     def topic_of(self, name: str) -> str:
         """The topic in which a stream's sessions lie in one partition each: workers score this one."""
@@ -267,7 +339,6 @@ def load_settings(path: Path, environment: Mapping[str, str] | None = None) -> S
 def parse_settings(raw: Mapping[str, Any], environment: Mapping[str, str], source: str = "the config") -> Settings:
     """Validate a config already read; `source` begins the sentence of an error."""
     merged = _with_environment(raw, environment)
-    _refuse_later_keys(merged, source)
     try:
         return Settings.model_validate(merged)
     except ValidationError as error:
@@ -277,11 +348,13 @@ def parse_settings(raw: Mapping[str, Any], environment: Mapping[str, str], sourc
 
 def _with_environment(raw: Mapping[str, Any], environment: Mapping[str, str]) -> dict[str, Any]:
     """OFFBEAT_STATE__HOT_SESSIONS=5 becomes state: {hot_sessions: 5}; only keys above the streams."""
-    merged: dict[str, Any] = {k: dict(v) if isinstance(v, dict) else v for k, v in raw.items()}
+    merged: dict[str, Any] = copy.deepcopy(dict(raw))
+    if isinstance(merged.get("broker"), str):
+        merged["broker"] = {"servers": merged["broker"]}
     for variable, text in environment.items():
         if not variable.startswith("OFFBEAT_"):
             continue
-        *parents, leaf = variable.removeprefix("OFFBEAT_").lower().split("__")
+        *parents, leaf = _SHORT_VARIABLES.get(variable, variable).removeprefix("OFFBEAT_").lower().split("__")
         annotation = _annotation_of_variable(variable, [*parents, leaf])
         section = merged
         for parent in parents:
@@ -297,10 +370,8 @@ def _annotation_of_variable(variable: str, path: list[str]) -> Any:
     import difflib
 
     known, name = environment_variables(), _variable(path)
-    if ".".join(path) in LATER_KEYS:  # refused by its key
-        return None
     if name not in known:
-        near = difflib.get_close_matches(name, known, n=1, cutoff=0.8)
+        near = difflib.get_close_matches(name, [*_SHORT_VARIABLES, *known], n=1, cutoff=0.8)
         hint = f"did you mean {near[0]}?" if near else "docs/configuration.md lists them"
         message = f"the environment variable {variable} names no setting; {hint}"
         raise ConfigError(message)
@@ -311,7 +382,7 @@ def _value_of_variable(variable: str, text: str, annotation: Any) -> Any:
     """Text and paths as they are (an empty one is none), everything else as YAML."""
     if annotation in (str, Path):
         return text
-    if annotation in (str | None, Path | None, SecretStr | None):
+    if annotation in (str | None, Path | None, SecretStr | None, secrets.Secret, secrets.Secret | None):
         return text or None
     try:
         return yaml.safe_load(text)
@@ -340,56 +411,65 @@ def _variable(path: list[str]) -> str:
     return "OFFBEAT_" + "__".join(path).upper()
 
 
-def _refuse_later_keys(raw: Mapping[str, Any], source: str) -> None:
-    for key, what in LATER_KEYS.items():
-        for found in _find(raw, key.split(".")):
-            message = f"{source}: {found[0]} ({what}) is not in this version yet; remove the key"
-            raise ConfigError(message)
-
-
-def _find(node: Any, path: list[str], so_far: str = "") -> list[tuple[str, Any]]:
-    """All (dotted key, value) below `node` that match `path`, where * matches any name."""
-    if not path:
-        return [(so_far, node)]
-    if not isinstance(node, Mapping):
-        return []
-    names = list(node) if path[0] == "*" else [path[0]] if path[0] in node else []
-    return [hit for name in names for hit in _find(node[name], path[1:], f"{so_far}.{name}" if so_far else str(name))]
-
-
 def _sentence(error: Any) -> str:
     """One pydantic error as key, value and expectation."""
-    loc = error["loc"]
+    loc, of_receiver = error["loc"], error["loc"][:2] == ("alerts", "receivers")
+    if of_receiver:
+        loc = _of_receiver(loc)
     of_union = "end_when" in loc and loc[-1] in _SCALARS and len(loc) - loc.index("end_when") > 2
     key = ".".join(str(part) for part in (loc[:-1] if of_union else loc) if part != "[key]")
     if error["type"] == "extra_forbidden":
         return f"{key} is no setting{_suggestion(error['loc'])}"
     if error["type"] == "missing":
         return f"{key} is missing"
+    if error["type"] == secrets.ERROR_TYPE:  # its sentence shows no value
+        return f"{key}: {error['msg']}"
+    if error["type"] in {"union_tag_not_found", "union_tag_invalid"}:
+        return f"{key}.type is not right; expected one of {', '.join(RECEIVER_TYPES)}"
     if error["type"] == "value_error":
         sentence: str = error["msg"].removeprefix("Value error, ")
         whole = isinstance(error["input"], dict | list | BaseModel)
-        before = f"{key}: " if whole else f"{key} is {error['input']!r}; "
+        before = f"{key}: " if whole or of_receiver else f"{key} is {error['input']!r}; "
         return before + sentence if key else sentence
     what = _EXPECTED.get(error["type"], error["msg"].removeprefix("Input should be ")).format(**error.get("ctx", {}))
     what = "text, a number, or true or false" if of_union else what
     value = "empty" if error["input"] is None else repr(error["input"])
-    if key == "mask_secret":
+    if key == "mask_secret" or of_receiver:
         value = "not right"  # nobody should see what it is
     return f"{key} is {value}; expected {what}"
+
+
+def _of_receiver(loc: tuple[Any, ...]) -> tuple[Any, ...]:
+    """A place in a receiver without the names of unions' members, which nobody wrote."""
+    without_type = loc[:3] + (loc[4:] if loc[3:4] and loc[3] in RECEIVER_TYPES else loc[3:])
+    return without_type[:4] if without_type[3:4] == ("url",) else without_type
 
 
 def _suggestion(loc: tuple[Any, ...]) -> str:
     """The nearest key that exists in the section where a misspelt one was found."""
     import difflib
 
-    model: Any = Settings
+    section: Any = Settings
     for part in loc[:-1]:
-        if model is dict:
-            model = StreamSettings
-            continue
-        annotation = model.model_fields[part].annotation
-        model = annotation if isinstance(annotation, type) and issubclass(annotation, BaseModel) else dict
-    known = list(model.model_fields) if model is not dict else []
+        section = _below(section, part)
+    known = list(section.model_fields) if isinstance(section, type) and issubclass(section, BaseModel) else []
     near = difflib.get_close_matches(str(loc[-1]), known, n=1)
     return f"; did you mean {near[0]}?" if near else f"; known here: {', '.join(known)}"
+
+
+def _below(annotation: Any, part: Any) -> Any:
+    """What stands at one step further down: a section's key, a name of a dict, a place in a list, a union's tag."""
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return annotation.model_fields[part].annotation
+    if get_origin(annotation) is Annotated:
+        return _below(get_args(annotation)[0], part)
+    if get_origin(annotation) in {UnionType, Union}:
+        return next((one for one in get_args(annotation) if part == _tag(one)), None)
+    inner = get_args(annotation)
+    return inner[-1] if inner else None
+
+
+def _tag(section: Any) -> Any:
+    """What the `type` of a section says, where it has one."""
+    field = getattr(section, "model_fields", {}).get("type")
+    return None if field is None else get_args(field.annotation)[0]

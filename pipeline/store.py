@@ -6,6 +6,7 @@ between the two a changed row is pending and cannot be evicted. At most one snap
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from itertools import islice
@@ -68,6 +69,7 @@ class RowStore:
         self._gone_pending: set[str] = set()
         self._ended: set[str] = set()  # those that ended since the last snapshot, saved or not
         self._timers = Timers(cold)
+        self.lookups: Counter[str] = Counter()  # where rows were found; whoever reads it begins another
 
     def __len__(self) -> int:
         return len(self._slots)
@@ -92,7 +94,9 @@ class RowStore:
 
     def take(self, names: Sequence[str]) -> SessionRows:
         """Copies of the rows of these sessions, empty ones where none is open. Call `make_room` first."""
-        self._load([n for n in names if n not in self._slots and n not in self._gone and n not in self._gone_pending])
+        missing = [name for name in names if name not in self._slots]
+        cold = self._load([n for n in missing if n not in self._gone and n not in self._gone_pending])
+        self.lookups.update(hot=len(names) - len(missing), cold=cold, new=len(missing) - cold)
         slots = [self._slots.get(name, -1) for name in names]
         known = np.array([s for s in slots if s >= 0], np.intp)
         self._used[known] = True
@@ -199,20 +203,21 @@ class RowStore:
 
     # --- slots ---------------------------------------------------------------------------------------------------
 
-    def _load(self, names: list[str]) -> None:
-        """Bring saved rows into slots."""
+    def _load(self, names: list[str]) -> int:
+        """Bring saved rows into slots; returns how many there were."""
         if self._cold is None or not names:
-            return
+            return 0
         found = [
             (name, value)
             for name, value in zip(names, self._cold.get_many([session_key(n) for n in names]), strict=True)
             if value is not None
         ]
         if not found:
-            return
+            return 0
         slots = np.array([self._slot(name) for name, _ in found], np.intp)
         self._rows.put(slots, self.format.decode([value for _, value in found]))
         self._saved[slots] = True
+        return len(found)
 
     def _slot(self, name: str) -> int:
         slot = self._slots.get(name)

@@ -19,6 +19,10 @@ class Record(Protocol):
         """The session it belongs to."""
 
     @property
+    def service(self) -> str:
+        """Who tells it."""
+
+    @property
     def key(self) -> bytes:
         """The Kafka key: the session."""
 

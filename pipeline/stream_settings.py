@@ -15,7 +15,8 @@ from pydantic import (
     model_validator,
 )
 
-from pipeline.units import format_duration_ms, parse_duration_ms
+from detectors.alert_budget import Volume, rate_of
+from pipeline.units import format_daily, format_duration_ms, parse_daily, parse_duration_ms
 
 if TYPE_CHECKING:
     from features.masking import Rule
@@ -26,10 +27,12 @@ DurationMs = Annotated[
     BeforeValidator(parse_duration_ms),
     PlainSerializer(format_duration_ms, when_used="json"),
 ]
+Daily = Annotated[float, BeforeValidator(parse_daily), PlainSerializer(format_daily, when_used="json")]
 Scalar = str | bool | int | float
 # What a row keeps at most, so that the changelog takes it: numbers of the context and of the model's state, tokens of
 # open windows.
 _MOST_KEPT_NUMBERS, _MOST_STATE_NUMBERS, _MOST_WINDOW_TOKENS = 32_768, 32_768, 60
+_SERIES_EVENTS = 1_000_000  # two years of minutes
 _MOST_SAMPLES, _MOST_SAMPLE_BYTES = 1_024, 256 << 10
 MAX_BUCKETS = 10_000  # as many as a field has tokens of its own at most
 
@@ -121,7 +124,7 @@ class DuplicateSettings(Section):
     )
 
 
-Core = Literal["gru", "lstm", "transformer", "tcn", "linear"]
+Core = Literal["gru", "lstm", "transformer", "tcn", "linear", "seasonal"]
 
 
 class ModelSettings(Section):
@@ -131,7 +134,8 @@ class ModelSettings(Section):
         "gru",
         description="What carries a session's past from event to event. gru and lstm carry a state and are cheap for "
         "each record; tcn and transformer look back at the last `context` events. linear forecasts each number from "
-        "its own last values, and knows nothing else.",
+        "its own last values, and knows nothing else. seasonal judges each number by its own session's past, the time "
+        "of day included: for single series, such as a rate or a count.",
     )
     ensemble: list[Core] = Field(
         [], max_length=3,
@@ -169,6 +173,11 @@ class ModelSettings(Section):
         "times of its own, which finds most. true: all events share them. In many streams times tell of load and not "
         "of behaviour, so they are left out unless asked for.",
     )
+    refractory: DurationMs = Field(
+        0, ge=0, le=30 * 86_400_000,
+        description="Only for the core seasonal: after a strange value, for how long one no stranger scores 0, so "
+        "that what lasts alarms once. 0: every value has its score.",
+    )  # fmt: skip
     contamination: float = Field(
         0.0, ge=0, le=0.4,
         description="Share of the history's sessions that are taken for bad: the strangest ones, which training learns "
@@ -195,12 +204,135 @@ class SecondStageSettings(Section):
     )  # fmt: skip
 
 
+class DetectorSettings(Section):
+    """What judges beside the sequence model."""
+
+    profile: bool = Field(
+        True,
+        description="Sessions that end are also judged as a whole: by how often each token came, against the sessions "
+        "of training. A row keeps up to 32 counts for it.",
+    )
+    absorb: int = Field(
+        10, ge=0, le=200,
+        description="A profile that training never met counts as known once so many sessions with it have ended that "
+        "nobody labelled an anomaly, while these are a tenth of all sessions since the first; then only surprise "
+        "judges the next. 0: never. Streams with late.reorder or windows absorb none.",
+    )  # fmt: skip
+    novelty: bool = Field(
+        True,
+        description="A token that training never met is an anomaly until it has come in 3 % of the partition's blocks "
+        "of 256 records or made up 1 % of its records, and adds nothing to scores from then on. Fields in which "
+        "training held back unknown tokens too often for the promise are left out, and so are streams with "
+        "late.reorder or windows.",
+    )
+    rate: bool = Field(
+        False,
+        description="Too many records, too few or none, of each segment and bucket of event time, against the same "
+        "hour in training, are anomalies of type rate (docs/rates.md). Off unless asked for: a partition sees a share "
+        "of the stream, and its own share is known only where training had the same partitions, over two days or more.",
+    )
+
+
+class ExplanationSettings(Section):
+    """What is said of anomalies beyond what scoring them tells anyway."""
+
+    passes: int = Field(
+        20, ge=0, le=1_000,
+        description="How many anomalous records in each 1,000 offsets of a partition are told which earlier events "
+        "made them strange. The first have their turn; others are counted (offbeat_explained_total, outcome budget). "
+        "Sessions always are, by fewer events. 0: neither. `offbeat replay` needs no pass.",
+    )  # fmt: skip
+
+
+class DriftSettings(Section):
+    """When a change is for good."""
+
+    after: DurationMs | None = Field(
+        None, ge=1_000,
+        description="How long, in event time, a change must last to be a drift. Absent: 4h, or 1d where training saw "
+        "less than each hour of a day. What is over within two thirds of that is never told. A bundle brings what it "
+        "was trained with, so a change counts from the next training on.",
+    )  # fmt: skip
+
+
 class PromiseSettings(Section):
     """The false alarms a stream is held to."""
 
-    false_alarm_rate: float = Field(
-        0.001, gt=0.0, le=0.5, description="Share of normal records, and of normal sessions, that may be alarmed."
+    false_alarm_rate: float | None = Field(
+        None, gt=0.0, le=0.5,
+        description="Share of normal records, and of normal sessions, that may be alarmed. Absent: 0.001, or what "
+        "`alert_budget` makes.",
+    )  # fmt: skip
+    alert_budget: Daily | None = Field(
+        None,
+        description="False alarms that there may be in a day of event time, of records and sessions together, over all "
+        "partitions: `20/day`. Instead of `false_alarm_rate`: training finds the rate by the history's volume.",
     )
+    adapt: bool = Field(
+        True,
+        description="Thresholds follow the stream slowly, so that the promise is kept where what is normal drifts; "
+        "false: they stay as calibrated, as they always do with late.reorder or a window.",
+    )
+
+    @model_validator(mode="after")
+    def _one_promise(self) -> PromiseSettings:
+        if self.false_alarm_rate is not None and self.alert_budget is not None:
+            message = "false_alarm_rate and alert_budget are both promised; keep one and remove the other"
+            raise ValueError(message)
+        return self
+
+    def rate(self, volume: Volume | None) -> float:
+        """The rate of a stream of this volume, as a bundle tells it."""
+        return rate_of(self.alert_budget, self.false_alarm_rate, volume)
+
+
+DRIFTS_OF_VALUES = (
+    "field_missing", "field_type", "field_unknown_values", "input_drift", "unknown_drift", "surprise_drift",
+    "calibration_drift", "concept_drift",
+)  # fmt: skip
+
+
+class RetrainSettings(Section):
+    """When `offbeat trainer` asks for a training of this stream by itself; people may always."""
+
+    triggers: list[Literal["drift", "schedule", "labels"]] = Field(
+        [], description="What asks: a drift event, the age of what serves, new labels. None: only people do."
+    )
+    drift: list[str] = Field(
+        list(DRIFTS_OF_VALUES), min_length=1, description="Types of drift events that ask for a training."
+    )
+    every: DurationMs = Field(7 * 86_400_000, ge=60_000, description="Schedule: so old a bundle is trained anew.")
+    span: DurationMs = Field(
+        7 * 86_400_000, ge=60_000,
+        description="How far back a training goes that no drift asked for; further where that holds too few records.",
+    )  # fmt: skip
+    labels: int = Field(50, ge=1, description="Labels: so many new ones ask.")
+    cool_down: DurationMs = Field(86_400_000, ge=0, description="Time between two jobs.")
+    per_week: int = Field(3, ge=1, description="Jobs in any seven days, those of people apart.")
+    quiet_hours: str | None = Field(
+        None, pattern=r"^([01]\d|2[0-3]):[0-5]\d-([01]\d|2[0-3]):[0-5]\d$",
+        description="Hours in UTC in which nothing is asked for, such as 22:00-06:00.",
+    )  # fmt: skip
+    wait_for_incidents: DurationMs = Field(
+        86_400_000, ge=0,
+        description="How long an open incident puts trainings off; one that lasts longer is how things are by now.",
+    )  # fmt: skip
+    settle: DurationMs = Field(
+        3_600_000, ge=0,
+        description="How long a drift waits for least_records of the new world; after that older ones join.",
+    )  # fmt: skip
+    least_records: int = Field(5_000, ge=1, description="Fewer records are no training.")
+    auto_promote: bool = Field(
+        False, description="A better bundle serves at once; otherwise it waits for `offbeat models promote`."
+    )
+
+    @property
+    def quiet_minutes(self) -> tuple[int, int] | None:
+        """The quiet hours as minutes of the day."""
+        if self.quiet_hours is None:
+            return None
+        begin, end = (60 * int(t[:2]) + int(t[3:]) for t in self.quiet_hours.split("-"))
+        return begin, end
 
 
 class NamedNumbers(Section):
@@ -332,7 +464,11 @@ class StreamSettings(Section):
     )
     model: ModelSettings = ModelSettings()
     second_stage: SecondStageSettings = SecondStageSettings()
+    detectors: DetectorSettings = DetectorSettings()
+    explanations: ExplanationSettings = ExplanationSettings()
+    drift: DriftSettings = DriftSettings()
     promise: PromiseSettings = PromiseSettings()
+    retrain: RetrainSettings = RetrainSettings()
 
     @model_validator(mode="after")
     def _fields_fit_together(self) -> StreamSettings:
@@ -474,16 +610,8 @@ class StreamSettings(Section):
         if self.model.order == "loose" and self.kind == "metrics":
             message = "model.order: loose is for events and log lines; samples come in the order of their times"
             raise ValueError(message)
-        if "linear" in self.model.cores and (not self.number_fields or self.named_number is not None):
-            message = (
-                "the core linear forecasts each number from its own last values: write numbers as a list of fields, "
-                "or choose another core"
-            )
-            raise ValueError(message)
+        self._check_cores_of_numbers()
         self._check_forecasts()
-        if len(self.model.cores) > 1 and set(self.model.cores) == {"linear"}:
-            message = "an ensemble of linear alone says what one does; leave model.ensemble away, or add another core"
-            raise ValueError(message)
         self._check_gaps()
         if self.state_numbers > _MOST_STATE_NUMBERS:
             message = (
@@ -493,13 +621,41 @@ class StreamSettings(Section):
             )
             raise ValueError(message)
 
+    def _check_cores_of_numbers(self) -> None:
+        """What a core that goes by each number's own past can do without, and what not."""
+        from models.spec import BY_NUMBERS
+
+        cores = self.model.cores
+        alone = [core for core in cores if core in BY_NUMBERS]
+        if alone and (not self.number_fields or self.named_number is not None):
+            message = (
+                f"the core {alone[0]} goes by each number's own last values: write numbers as a list of fields, or "
+                "choose another core"
+            )
+            raise ValueError(message)
+        if len(alone) == len(cores) > len(set(cores)):
+            message = (
+                f"an ensemble of {cores[0]} alone says what one does; leave model.ensemble away, or add another core"
+            )
+            raise ValueError(message)
+        if "seasonal" in cores and self.session.max_events < _SERIES_EVENTS:
+            message = (
+                f"the core seasonal knows a number from its session's begin on, and session.max_events: "
+                f"{self.session.max_events:,} would begin it anew; write at least {_SERIES_EVENTS}"
+            )
+            raise ValueError(message)
+        if self.model.refractory and "seasonal" not in cores:
+            message = "model.refractory is for the core seasonal; leave it away, or write model.core: seasonal"
+            raise ValueError(message)
+
     def _check_gaps(self) -> None:
         from features.time_gaps import GAP
+        from models.spec import BY_NUMBERS
 
-        if self.gap_fields and ("linear" in self.model.cores or self.model.numbers == "forecast"):
+        if self.gap_fields and (set(BY_NUMBERS) & {*self.model.cores} or self.model.numbers == "forecast"):
             message = (
-                "model.gaps needs a core that says how likely each time is, and linear and model.numbers: forecast say "
-                "one value: remove it, or choose another core or model.numbers: bins"
+                "model.gaps needs a core that says how likely each time is, and linear, seasonal and model.numbers: "
+                "forecast do not: remove it, or choose another core or model.numbers: bins"
             )
             raise ValueError(message)
         if GAP in self.fields and self.gap_fields:
@@ -514,10 +670,15 @@ class StreamSettings(Section):
 
     def _check_forecasts(self) -> None:
         """What cannot be forecast from the last one of its session."""
+        from models.spec import BY_NUMBERS
+
         if self.model.numbers != "forecast":
             return
-        if set(self.model.cores) == {"linear"}:
-            message = "model.core: linear always forecasts numbers; leave model.numbers away, or choose another core"
+        if set(self.model.cores) <= {*BY_NUMBERS}:
+            message = (
+                f"model.core: {self.model.core} takes numbers as they are in any case; leave model.numbers away, or "
+                "choose another core"
+            )
             raise ValueError(message)
         if not self.number_fields:
             message = "model.numbers: forecast needs numbers: write them as a list of fields, or leave it away"
@@ -543,7 +704,7 @@ class StreamSettings(Section):
     def state_numbers(self) -> int:
         """How many numbers a row keeps of the model."""
         from features.windows import window_columns
-        from models.spec import ModelSpec, state_size
+        from models.spec import BY_NUMBERS, ModelSpec, state_size
 
         windows = self.window_rules(self.session.gap)
         numbers = self.number_fields if windows is None else window_columns(self.number_fields, windows)
@@ -553,8 +714,8 @@ class StreamSettings(Section):
         ids = (1,) * (columns - values)
         specs = [ModelSpec(core, model.hidden, ids, (), model.context, values=values) for core in model.cores]
         return sum(
-            state_size("linear", 0, 0, len(numbers) + len(self.parameter_fields))
-            if spec.core == "linear"
+            state_size(spec.core, 0, 0, len(numbers) + len(self.parameter_fields))
+            if spec.core in BY_NUMBERS
             else spec.state_numbers
             for spec in specs
         )

@@ -73,7 +73,7 @@ class Timers:
 
     def postpone(self, timers: Iterable[Timer]) -> None:
         """Nobody could look at them yet."""
-        for timer in timers:
+        for timer in set(timers):  # one that a checkpoint has just brought to RocksDB was found in both places
             if timer in self._fresh:
                 heapq.heappush(self._heap, timer)
 

@@ -15,7 +15,10 @@ from pipeline.settings import Settings
 
 DELETE_RETENTION_MS = 86_400_000  # for how long a changelog keeps tombstones after compaction: Kafka's default
 _METADATA_TIMEOUT_S = 20.0
-OUTPUTS = ("anomalies", "rescores", "decisions", "dead-letters", "late", "drift")
+_DAY_MS = 86_400_000
+OUTPUTS = ("anomalies", "rescores", "decisions", "dead-letters", "late", "drift", "incidents", "labels")
+# A few messages a job; the guards of the next one look back a week, and people further.
+_RETRAIN = {"cleanup.policy": "delete", "retention.ms": str(90 * _DAY_MS)}
 # A deleted session is gone from a log a day later at most; only closed segments are compacted.
 _COMPACTION = {
     "cleanup.policy": "compact",
@@ -37,7 +40,7 @@ _REPARTITION = {
 
 @dataclass(frozen=True)
 class Topic:
-    """A topic as it should be. `role` is source, output, changelog, repartition or control."""
+    """A topic as it should be. `role` is source, output, changelog, repartition, feed or control."""
 
     name: str
     role: str
@@ -65,6 +68,36 @@ def control_topics(settings: Settings) -> list[Topic]:
     return [Topic(name, "control", 1, _COMPACTION) for name in (controls_topic(settings), models_topic(settings))]
 
 
+def incident_topics(settings: Settings, existing: dict[str, int]) -> list[Topic]:
+    """The incident stage's: what it reads, and a changelog with as many partitions."""
+    feed, own = settings.incident_feed, settings.topics
+    partitions = existing.get(feed, own.partitions)
+    return [
+        Topic(feed, "feed", partitions, {"retention.ms": str(own.retention)}),
+        Topic(settings.incident_state, "changelog", partitions, _COMPACTION),
+    ]
+
+
+def alerts_input(settings: Settings) -> str:
+    """What alerts are about: incidents, or anomalies where no incidents are made of them."""
+    return output_topic(settings, "incidents" if settings.incidents.enabled else "anomalies")
+
+
+def alert_topics(settings: Settings, existing: dict[str, int]) -> list[Topic]:
+    """The outbox of alerts and what is asked of it, with as many partitions as what alerts are about."""
+    own = settings.topics
+    partitions = existing.get(alerts_input(settings), own.partitions)
+    return [
+        Topic(settings.alert_outbox, "changelog", partitions, _COMPACTION),
+        Topic(settings.alert_requests, "feed", partitions, {"retention.ms": str(own.retention)}),
+    ]
+
+
+def retrain_topic(settings: Settings) -> Topic:
+    """The topic of trainings that are asked for, and of what became of them."""
+    return Topic(output_topic(settings, "retrain"), "output", settings.topics.partitions, _RETRAIN)
+
+
 def changelog_topic(settings: Settings, stream: str) -> str:
     """Name of a stream's changelog; the app is in it, because two apps keep two states."""
     return f"{settings.app}.{stream}.changelog"
@@ -81,11 +114,12 @@ def wanted_topics(settings: Settings, existing: dict[str, int]) -> list[Topic]:
     Changelogs and internal topics have their source's partitions; controls and promotions have one.
     """
     own = settings.topics
-    topics = [
-        Topic(output_topic(settings, what), "output", own.partitions, {"retention.ms": str(own.retention)})
-        for what in OUTPUTS
-    ]
-    topics += control_topics(settings)
+    topics = [Topic(output_topic(settings, what), "output", own.partitions, _kept(settings, what)) for what in OUTPUTS]
+    topics += [*control_topics(settings), retrain_topic(settings)]
+    if settings.incidents.enabled:
+        topics += incident_topics(settings, existing)
+    if settings.alerts.receivers:
+        topics += alert_topics(settings, existing)
     for name, stream in settings.streams.items():
         partitions = existing.get(stream.topic, own.partitions)
         topics.append(Topic(stream.topic, "source", partitions))
@@ -93,6 +127,31 @@ def wanted_topics(settings: Settings, existing: dict[str, int]) -> list[Topic]:
         if stream.is_repartitioned:
             topics.append(Topic(settings.repartition_topic(name), "repartition", partitions, _REPARTITION))
     return topics
+
+
+def _kept(settings: Settings, what: str) -> dict[str, str]:
+    """Labels teach as long as there is history, so the latest of each anomaly stays; other outputs go by age."""
+    if what == "labels":
+        return {"cleanup.policy": "compact"}
+    return {"retention.ms": str(settings.topics.retention)}
+
+
+def make_missing(admin: AdminClient, settings: Settings, wanted: list[Topic]) -> dict[str, int]:
+    """Make what is missing, sources apart, if that may be; returns how many partitions each topic has.
+
+    Raises
+    ------
+    TopicError
+        One is missing and may not be made.
+    """
+    if settings.topics.create:
+        create_topics(admin, settings, [topic for topic in wanted if topic.role != "source"])
+    existing = partition_counts(admin)
+    for topic in wanted:
+        if topic.name not in existing:
+            message = f"topic {topic.name} does not exist and topics.create is off: run `offbeat topics --create`"
+            raise TopicError(message)
+    return existing
 
 
 def create_topics(admin: AdminClient, settings: Settings, topics: list[Topic]) -> list[str]:
@@ -152,18 +211,13 @@ def check_topics(admin: AdminClient, settings: Settings) -> dict[str, int]:
     missing = [t.name for t in wanted if t.role == "source" and t.name not in existing]
     if missing:
         message = (
-            f"topic {missing[0]} does not exist on {settings.broker}; create it (`offbeat topics --create` makes all "
-            "topics of a config), or correct the stream's `topic`"
+            f"topic {missing[0]} does not exist on {settings.broker.servers}; create it (`offbeat topics --create` "
+            "makes all topics of a config), or correct the stream's `topic`"
         )
         raise TopicError(message)
-    if settings.topics.create:
-        create_topics(admin, settings, [t for t in wanted if t.role != "source"])
-        existing = partition_counts(admin)
+    existing = make_missing(admin, settings, wanted)
     for topic in wanted:
-        found = existing.get(topic.name)
-        if found is None:
-            message = f"topic {topic.name} does not exist and topics.create is off: run `offbeat topics --create`"
-            raise TopicError(message)
+        found = existing[topic.name]
         if topic.role == "changelog" and found != topic.partitions:
             message = (
                 f"changelog {topic.name} has {found} partitions but its source has {topic.partitions}: rows would lie "

@@ -24,14 +24,15 @@ from pipeline.registry import Registry
 from pipeline.screen import progress_bar, screen
 from pipeline.serving import certificate, make_parts
 from pipeline.settings import Settings
-from pipeline.training_folder import TrainingFolder, training_folder
+from pipeline.training_folder import NAME, TrainingFolder, training_folder
 
+OF_JOBS = ".retraining"
 _GB = 1_000_000_000
 
 
 def learn_bundle(
     settings: Settings, registry: Registry, history: History, options: TrainingOptions, *,
-    source: str, why: str | None, resumes: bool = False,
+    source: str, why: str | None, resumes: bool = False, job: str | None = None,
 ) -> tuple[str, Fit]:  # fmt: skip
     """Fit and write a bundle; whether it serves is another question.
 
@@ -41,19 +42,26 @@ def learn_bundle(
         What it is trained on, in words.
     resumes
         Go on with a training that was interrupted, if one was.
+    job
+        The job that asked for it, which stands in the lineage. Its training is saved apart from that of people.
     """
     name, parent = registry.stream, registry.serving_if_known()
-    bundles = settings.bundles_dir
-    states = (bundles if isinstance(bundles, Path) else settings.data_dir / "training") / name
-    with training_folder(states, resumes=resumes) as folder:
+    directory, own = states_of(settings, name), NAME if job is None else OF_JOBS
+    with training_folder(directory, own, resumes=resumes) as folder:
         parts = make_parts(settings, name, None)
         learned = train_on(history.events, parts, options, settings.stream(name).buckets, folder, screen)
         certified = json.dumps(certificate(settings, name, learned.vocabulary, learned.templates), indent=1).encode()
         files = learned.files | {"certificate.json": certified}
-        told = lineage(settings, parent=parent, source=source, reason=why)
+        told = lineage(settings, parent=parent, source=source, reason=why) | ({} if job is None else {"job": job})
         digest = registry.save(learned.content, files, told)
         folder.remove()
     return digest, learned
+
+
+def states_of(settings: Settings, stream: str) -> Path:
+    """The folder in which a stream's trainings save where they stand."""
+    bundles = settings.bundles_dir
+    return (bundles if isinstance(bundles, Path) else settings.data_dir / "training") / stream
 
 
 def train_on(

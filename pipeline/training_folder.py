@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from models.training_state import TrainingState, load_state, save_state
-from pipeline.errors import UsageError
+from pipeline.errors import TrainingRunsError
 
 NAME = ".training"
 
@@ -43,29 +43,31 @@ class TrainingFolder:
 
 
 @contextmanager
-def training_folder(directory: Path, *, resumes: bool) -> Iterator[TrainingFolder]:
+def training_folder(directory: Path, name: str = NAME, *, resumes: bool) -> Iterator[TrainingFolder]:
     """The folder of a stream's training, locked while it runs; gone afterwards unless there is something to resume.
 
     Parameters
     ----------
     directory
         Of the stream's bundles.
+    name
+        What the folder is called there.
     resumes
         Keep what an earlier training has left; otherwise begin with an empty folder.
 
     Raises
     ------
-    UsageError
+    TrainingRunsError
         Another process is training this stream.
     """
-    path = directory / NAME
+    path = directory / name
     path.mkdir(parents=True, exist_ok=True)
     with (path / "lock").open("w") as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             message = f"another `offbeat train` of {directory.name} is running; wait until it has ended, or end it"
-            raise UsageError(message) from None
+            raise TrainingRunsError(message) from None
         folder = TrainingFolder(path, resumes=resumes)
         if not resumes:
             for old in path.glob("*.safetensors*"):

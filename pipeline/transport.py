@@ -32,13 +32,13 @@ from faust.types import TP, ConsumerMessage
 from pipeline.assignment import Assignment
 from pipeline.assignor import OffbeatAssignor
 from pipeline.clients import Clients
+from pipeline.consuming import ConsumingThread
 from pipeline.context import StreamContext
 from pipeline.errors import StaleStateError
 from pipeline.health import Health
 from pipeline.partition import Partition, Slice
 from pipeline.pulse import SESSION_TIMEOUT_S
 from pipeline.recovery import Recovery
-from pipeline.repartition import Repartitioner
 from pipeline.shares import Owned
 from pipeline.standby import Standbys
 from pipeline.watchdog import Stall
@@ -62,13 +62,13 @@ class SliceApp(faust.App):
 
     def __init__(
         self, identity: str, *, contexts: dict[str, StreamContext], clients: Clients, recovery: Recovery, instance: str,
-        standbys: Standbys, standby_replicas: int, health: Health, repartitioners: Sequence[Repartitioner],
+        standbys: Standbys, standby_replicas: int, health: Health, threads: Sequence[ConsumingThread],
         start: Callable[[], Awaitable[None]], stop: Callable[[], Awaitable[None]], **options: Any,
     ) -> None:  # fmt: skip
         super().__init__(identity, **options)
         self.contexts, self.clients, self.recovery, self.instance = contexts, clients, recovery, instance
         self.standbys, self.standby_replicas, self.health = standbys, standby_replicas, health
-        self.start_clients, self.stop_clients, self.repartitioners = start, stop, repartitioners
+        self.start_clients, self.stop_clients, self.threads = start, stop, threads
 
     def _new_transport(self) -> Any:
         return SliceTransport(self.conf.broker_consumer, self)
@@ -155,8 +155,8 @@ class SliceConsumer(driver.Consumer):
                 stalled = stall.observe(partition.context.name, tp.partition, at, end)
                 if stalled is not None:
                     slices.end_worker(stalled)
-            for repartitioner in self.app.repartitioners:
-                if (failure := repartitioner.failure()) is not None:
+            for thread in self.app.threads:
+                if (failure := thread.failure()) is not None:
                     slices.end_worker(failure)
             await self._compare_topics()
 

@@ -7,6 +7,7 @@ import re
 _MS = {"ms": 1, "s": 1_000, "m": 60_000, "h": 3_600_000, "d": 86_400_000}
 _LONGEST_MS = 36_500 * _MS["d"]  # a hundred years: times and durations add up to less than 64 bits
 _LEAST_MS = {"d": 172_800_000, "h": 7_200_000, "m": 120_000, "s": 1_000, "ms": 0}  # said in a unit from so many on
+_DAILY, _MOST_DAILY = re.compile(r"^\s*(\d{1,9}(?:\.\d{1,9})?)\s*/\s*day\s*$"), 1e6
 _DURATION = re.compile(r"^\s*(\d+(?:\.\d+)?)\s*(ms|s|m|h|d)\s*$")
 
 
@@ -40,6 +41,29 @@ def format_duration_ms(ms: int) -> str:
         if ms and ms % size == 0:
             return f"{ms // size}{unit}"
     return f"{ms}ms"
+
+
+def parse_daily(value: object) -> float:
+    """Read a number a day, such as `20/day` or `0.5/day`.
+
+    >>> parse_daily("20/day"), parse_daily("0.5 / day")
+    (20.0, 0.5)
+    """
+    match = _DAILY.match(value) if isinstance(value, str) else None
+    number = float(match[1]) if match is not None else 0.0
+    if not 0.0 < number <= _MOST_DAILY:
+        message = "a number above 0 and up to 1000000 a day was expected, such as 20/day or 0.5/day"
+        raise ValueError(message)
+    return number
+
+
+def format_daily(number: float) -> str:
+    """Write what `parse_daily` reads.
+
+    >>> format_daily(20.0), format_daily(0.5)
+    ('20/day', '0.5/day')
+    """
+    return f"{number!r}".removesuffix(".0") + "/day"
 
 
 def seconds_in_words(*seconds: float) -> str:

@@ -64,9 +64,11 @@ class _Columns:
 
 
 def gather(verdicts: Iterable[Json]) -> tuple[Verdicts, Verdicts]:
-    """Verdicts on records, and on sessions."""
+    """Verdicts on records, and on sessions; those on rates are about neither."""
     kinds = {"record": _Columns(), "session": _Columns()}
     for v in verdicts:
+        if v["type"] == "rate":
+            continue
         columns, last_ms = kinds[v["type"]], int(v["time_ms"] or 0)
         columns.session.append(v["session"])
         columns.numbers.append((

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import gc
 from pathlib import Path
-from typing import NoReturn
 
-import faust
 import structlog
 from aiokafka.errors import KafkaConnectionError
 
@@ -14,6 +12,8 @@ from pipeline.app import build_app
 from pipeline.auto_train import AutoTrain
 from pipeline.clients import Clients
 from pipeline.errors import BrokerUnavailableError
+from pipeline.faust_worker import execute
+from pipeline.first_values import begin_worker
 from pipeline.health import Health
 from pipeline.http import Pages
 from pipeline.instance import Instance
@@ -22,6 +22,7 @@ from pipeline.metrics import Metrics
 from pipeline.serving import load_serving
 from pipeline.settings import Settings
 from pipeline.topics import check_topics
+from pipeline.trace_export import tracing
 from pipeline.watchdog import LoopGuard
 
 log = get_logger()
@@ -52,9 +53,11 @@ def run_worker(
     learned = {name: load_serving(settings, name) for name in settings.streams}
     counts = check_topics(Clients(settings).admin(), settings)
     metrics, health = Metrics(), Health()
+    begin_worker(metrics, settings, health, counts)
     with (
         Instance(settings.data_dir, settings.instance) as instance,
         Pages(metrics.registry, health, settings.http) as pages,
+        tracing(settings, "worker", instance.name, metrics) as traces,
     ):
         structlog.contextvars.bind_contextvars(instance=instance.name)
         for name, bundle in learned.items():
@@ -67,23 +70,25 @@ def run_worker(
                     cost="each record is written and read once more, and comes some 100 ms later",
                 )  # fmt: skip
         app = build_app(
-            settings, learned, instance, metrics, health, sum(counts.values()), accepts_reset=accepts_reset,
+            settings, learned, instance, metrics, health, counts, accepts_reset=accepts_reset,
             auto_train=None if auto_train is None else AutoTrain(auto_train, config, metrics),
+            traces=traces,
         )  # fmt: skip
         log.info(
             "worker starts",
             app=settings.app,
-            broker=settings.broker,
-            metrics=f"http://{settings.http.host}:{pages.port}",
+            broker=settings.broker.servers,
+            metrics=f"{settings.http.scheme}://{settings.http.host}:{pages.port}",
         )
         gc.collect()
         gc.freeze()  # what was imported stays for good; not looking at it again is worth a fifth of the speed
         guard = LoopGuard(health)
         guard.start()
         try:
-            _execute(app)
+            execute(app)
         except KafkaConnectionError as error:  # the broker went away while we were starting
-            message = f"no Kafka broker answers at {settings.broker} ({error}); start the worker again when it is back"
+            servers = settings.broker.servers
+            message = f"no Kafka broker answers at {servers} ({error}); start the worker again when it is back"
             raise BrokerUnavailableError(message) from None
         except SystemExit as end:
             fatal = app.consumer.assignment_of_slices.fatal
@@ -94,17 +99,3 @@ def run_worker(
         finally:
             guard.stop()
         log.info("worker stopped")
-
-
-class PromptWorker(faust.Worker):  # type: ignore[misc]
-    """Faust's worker, which ends when all has ended."""
-
-    async def _sentinel_task(self) -> None:
-        """The last that its loop runs, after every other task is over; Faust's sleeps for a second."""
-
-
-def _execute(app: faust.App) -> NoReturn:
-    worker = PromptWorker(app, loglevel="WARN", quiet=True, override_logging=False, redirect_stdouts=False)
-    worker.spinner = None
-    worker.execute_from_commandline()
-    raise SystemExit(0)

@@ -3,22 +3,28 @@
 from __future__ import annotations
 
 import os
+import shutil
 import sys
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
+import hypothesis
 import numpy as np
 import pytest
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from detectors.calibration import Calibration
+from detectors.combined import Combined
 from detectors.ensemble import Ensemble, Member
+from detectors.novelty import Novelty
 from detectors.parts import NO_NUMBERS, Learned, Parts
+from detectors.profiles import KnownProfiles, Profiles
 from detectors.rows import RowShape
 from features.measures import SEASONS, NumberRules
 from features.numbers import NumberBins
+from features.profiles import count_sessions
 from features.sessions import SessionRules
 from features.time_gaps import GAP
 from features.tokens import TokenEncoder, Vocabulary, stable_hash
@@ -26,9 +32,14 @@ from models.autoregression import Autoregression
 from models.forecast import ForecastRuntime
 from models.linear import LinearRuntime
 from models.runtime import GruKernel
-from models.spec import ModelSpec, state_size
+from models.seasonal import SeasonalRuntime, seasonal_weights
+from models.spec import SEASONAL, ModelSpec, state_size
 from models.values import Values
 from tests.kafka import Stack, write_untrained_bundle
+
+# Three tests run at a time, beside brokers: how long one takes is no fault of what it tests.
+hypothesis.settings.register_profile("offbeat", deadline=None)
+hypothesis.settings.load_profile("offbeat")
 
 # Brokers of tests live for seconds or minutes: what C2 and G1 cost to begin with, they do not earn back. Set here, and
 # not where brokers are made, so that benchmarks and the demo under test have it as well.
@@ -89,6 +100,23 @@ def with_segments(learned: Learned) -> Learned:
     north, south = (Calibration.learn(rng.gamma(shape, 1, count)) for shape, count in ((3, 130), (6, 40)))
     own = {stable_hash("north"): north, stable_hash("süd"): south}
     return replace(learned, segment_records=own, segment_sessions={stable_hash("north"): south})
+
+
+def with_profiles(parts: Parts, entries: int = 4) -> Parts:
+    """The same with profiles of a few entries, learned of sessions with any tokens."""
+    assert parts.learned is not None
+    rng = np.random.default_rng(5)
+    lengths = rng.integers(1, 8, 60)
+    hashes = [[stable_hash(word) for word in words] for words in WORDS]
+    tokens = [[rng.choice(of_field[:4]) for of_field in hashes] for _ in range(lengths.sum())]
+    session = np.repeat(np.arange(60), lengths).astype(np.int32)
+    counted = count_sessions(session, np.array(tokens, np.uint64), 60, entries)
+    known = KnownProfiles.learn(Profiles(*counted, lengths, lengths * 900), 2)
+    combined = Combined.learn(rng.gamma((9, 2, 6), 1, (200, 3)).astype(np.float32))
+    learned = replace(
+        parts.learned, profiles=known, combined=combined, sessions=Calibration.learn(rng.gamma(2, 1, 200))
+    )
+    return replace(parts, learned=learned, shape=replace(parts.shape, profile=entries))
 
 
 def make_number_parts(kind: str, seed: int = 0) -> Parts:
@@ -156,6 +184,18 @@ def make_linear_parts() -> Parts:
     return replace(wide, learned=learned, shape=shape, model=ModelSpec("linear", HIDDEN, ()))
 
 
+def make_seasonal_parts() -> Parts:
+    """The same numbers under the seasonal core, whose state no bundle shapes."""
+    linear, rng = make_linear_parts(), np.random.default_rng(0)
+    assert linear.learned is not None
+    learned = replace(
+        linear.learned, model=SeasonalRuntime(seasonal_weights(2, 2_000), 2, 2),
+        records=Calibration.learn(rng.gamma(1, 0.01, 400)), sessions=Calibration.learn(rng.gamma(1, 0.02, 200)),
+    )  # fmt: skip
+    shape = replace(linear.shape, hidden=2 * SEASONAL)
+    return replace(linear, learned=learned, shape=shape, model=ModelSpec("seasonal", HIDDEN, ()), refractory_ms=2_000)
+
+
 def make_ensemble_parts() -> Parts:
     """The wide numbers under two GRUs and the linear core together."""
     wide, linear, rng = make_number_parts("wide"), make_linear_parts(), np.random.default_rng(0)
@@ -202,20 +242,27 @@ def parts(learned: Learned) -> Parts:
     )  # fmt: skip
 
 
-@pytest.fixture(params=["tokens", "wide", "named", "parameters", "linear", "forecast", "ensemble", "segments", "gaps"])
+KINDS = [
+    "tokens", "wide", "named", "parameters", "linear", "seasonal", "forecast", "ensemble", "segments", "gaps",
+    "profiles", "novelty",
+]  # fmt: skip
+
+
+@pytest.fixture(params=KINDS)
 def any_parts(request: pytest.FixtureRequest, parts: Parts, learned: Learned) -> Parts:
-    """Parts of a stream of tokens, with numbers of three sorts, with segments, and with time gaps."""
-    if request.param == "gaps":
-        return with_gaps(make_number_parts("parameters"), by=0)
-    if request.param == "linear":
-        return make_linear_parts()
-    if request.param == "forecast":
-        return make_forecasting_parts()
-    if request.param == "ensemble":
-        return make_ensemble_parts()
-    if request.param == "segments":
-        return replace(parts, learned=with_segments(learned))
-    return parts if request.param == "tokens" else make_number_parts(request.param)
+    """Parts of a stream of tokens, with numbers of three sorts, with segments, time gaps and profiles."""
+    makers = {
+        "tokens": lambda: parts,
+        "gaps": lambda: with_gaps(make_number_parts("parameters"), by=0),
+        "linear": make_linear_parts,
+        "seasonal": make_seasonal_parts,
+        "forecast": make_forecasting_parts,
+        "ensemble": make_ensemble_parts,
+        "profiles": lambda: with_profiles(parts),
+        "novelty": lambda: replace(parts, learned=replace(learned, novelty=Novelty((0.01, 0.2)))),
+        "segments": lambda: replace(parts, learned=with_segments(learned)),
+    }
+    return makers[request.param]() if request.param in makers else make_number_parts(request.param)
 
 
 @pytest.fixture
@@ -238,6 +285,21 @@ def kafka() -> None:
         if os.environ.get("REQUIRE_KAFKA") == "1":
             raise
         pytest.skip(f"no local Kafka: {error}")
+
+
+@pytest.fixture(scope="session")
+def prometheus() -> None:
+    """Prometheus and promtool are installed."""
+    need_of_stack("prometheus", "promtool")
+
+
+def need_of_stack(*programs: str) -> None:
+    """Skip where a program of the stack is not installed, or fail if that may not be."""
+    missing = [program for program in programs if shutil.which(program) is None]
+    if missing and os.environ.get("REQUIRE_STACK") == "1":
+        pytest.fail(f"REQUIRE_STACK=1, but {', '.join(missing)} cannot be found; run `make stack-deps`")
+    if missing:
+        pytest.skip(f"{', '.join(missing)} cannot be found; `make stack-deps` installs it")
 
 
 @pytest.fixture(scope="session")

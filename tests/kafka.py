@@ -13,11 +13,11 @@ import subprocess
 import sys
 import time
 import urllib.request
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar, Self
 from uuid import uuid4
 
 import yaml
@@ -163,15 +163,18 @@ class Stack:
         wait_until(lambda: self.committed() == ends, f"offsets {ends}", timeout_s)
 
 
-class WorkerProcess:
-    """`offbeat worker` as a child process, its log in a file."""
+class Child:
+    """One of Offbeat's processes as a child, its log in a file. STARTS and OPENS are what it logs then."""
 
-    def __init__(self, stack: Stack, instance: str = "w0", options: tuple[str, ...] = ()) -> None:
+    STARTS: ClassVar[str]
+    OPENS: ClassVar[str]
+
+    def __init__(self, stack: Stack, instance: str, command: Sequence[str], environment: Mapping[str, str]) -> None:
         self.log_path = stack.folder / f"{instance}-{uuid4().hex[:6]}.log"
         with self.log_path.open("wb") as log:
             self.process = subprocess.Popen(
-                [*COMMAND, "worker", "-c", str(stack.config_path), *options], stdout=log, stderr=log, cwd=stack.folder,
-                env=os.environ | {"OFFBEAT_INSTANCE": instance},
+                [*COMMAND, *command, "-c", str(stack.config_path)], stdout=log, stderr=log, cwd=stack.folder,
+                env=os.environ | {"OFFBEAT_INSTANCE": instance} | environment,
             )  # fmt: skip
 
     def log(self) -> list[dict[str, Any]]:
@@ -188,15 +191,24 @@ class WorkerProcess:
         """Wait until that many partitions have been opened."""
 
         def opened() -> bool:
-            assert self.process.poll() is None, self.log_path.read_text()
-            return sum(line["event"] == "partition opened" for line in self.log()) >= partitions
+            assert self.process.poll() is None, self.log_path.read_text()[-3000:]
+            return sum(line["event"] == self.OPENS for line in self.log()) >= partitions
 
-        wait_until(opened, "the worker to open its partitions", timeout_s)
+        wait_until(opened, f"'{self.OPENS}' {partitions} times", timeout_s)
+
+    @property
+    def address(self) -> str:
+        """HOST:PORT of its pages."""
+        started = next(line for line in self.log() if line["event"] == self.STARTS)
+        return str(started["metrics"]).removeprefix("http://")
 
     def metrics(self) -> str:
         """The /metrics page."""
-        address = next(line["metrics"] for line in self.log() if line["event"] == "worker starts")
-        with urllib.request.urlopen(f"{address}/metrics", timeout=10) as page:
+        return self.page("/metrics")
+
+    def page(self, path: str) -> str:
+        """One of its pages."""
+        with urllib.request.urlopen(f"http://{self.address}{path}", timeout=10) as page:
             return page.read().decode()
 
     def kill(self) -> None:
@@ -210,12 +222,21 @@ class WorkerProcess:
             self.process.send_signal(signal.SIGTERM)
         return self.process.wait(60)
 
-    def __enter__(self) -> WorkerProcess:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:
         if self.process.poll() is None:
             self.kill()
+
+
+class WorkerProcess(Child):
+    """`offbeat worker`."""
+
+    STARTS, OPENS = "worker starts", "partition opened"
+
+    def __init__(self, stack: Stack, instance: str = "w0", options: tuple[str, ...] = ()) -> None:
+        super().__init__(stack, instance, ["worker", *options], {})
 
 
 @contextmanager
@@ -280,7 +301,9 @@ def untrained(core: str) -> dict[str, Any]:
     return model.weights()
 
 
-def write_untrained_bundle(stack: Stack, seed: int = 0, core: str = "gru", second: str | None = None) -> str:
+def write_untrained_bundle(
+    stack: Stack, seed: int = 0, core: str = "gru", second: str | None = None, data: dict[str, int] | None = None
+) -> str:
     """A serving bundle with random weights: made in no time, and as sensitive as a trained one. Returns its digest."""
     import numpy as np
 
@@ -299,7 +322,10 @@ def write_untrained_bundle(stack: Stack, seed: int = 0, core: str = "gru", secon
     )  # fmt: skip
     directory = stack.folder / "bundles" / "orders"
     schema = {"tokens": ["action", "status"], "hidden": 16, "core": core, "context": 6}
-    content = {"schema": schema | ({} if second is None else {"second_stage": second})}
-    digest = write_bundle(directory, content, files, "now")
+    content = {
+        "schema": schema | ({} if second is None else {"second_stage": second}),
+        **({"data": data} if data else {}),
+    }
+    digest = write_bundle(directory, content, files, "2026-01-01T00:00:00+00:00")
     promote(directory, digest)
     return digest

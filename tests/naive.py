@@ -9,8 +9,10 @@ from typing import Any
 
 import numpy as np
 
+from detectors.calibration import Calibration
 from detectors.parts import Learned, Parts
 from features.tokens import stable_hash
+from tests.naive_keeper import NaiveKeeper
 from tests.naive_online import NaiveOnline, Session
 
 
@@ -43,6 +45,9 @@ class Row:
     counters: dict[str, tuple[float, int]] = field(default_factory=dict)  # last value of each, and when that was
     online: Session = field(default_factory=Session)
     segment: str | None = None  # its first event's
+    profile: dict[int, int] = field(default_factory=dict)  # how often each token came, in order of first comings
+    bad: np.float32 | float = 0.0  # how probably it is in a bad stretch
+    in_stretch: bool = False
 
 
 @dataclass
@@ -54,6 +59,8 @@ class Partition:
     waiting: dict[str, list[Event]] = field(default_factory=dict)
     recent: list[str] = field(default_factory=list)  # ids of the last events
     online: NaiveOnline = field(default_factory=NaiveOnline)
+    news: dict[str, Any] = field(default_factory=lambda: {"seen": 0, "tokens": {}})
+    keeper: NaiveKeeper = field(default_factory=NaiveKeeper)
     none_due_before_ms: float = -math.inf  # nothing is due before that; spares looking at all sessions
 
 
@@ -84,6 +91,7 @@ def process_one(event: Event, partition: Partition, parts: Parts) -> list[Verdic
         due = [over_ms(row, parts) for row in partition.rows.values()]
         due += [held[0].time_ms - 1 for held in partition.waiting.values()]
         partition.none_due_before_ms = min(due, default=math.inf)
+    partition.keeper.count_record(parts, partition.watermark_ms)
     return verdicts
 
 
@@ -129,16 +137,21 @@ def take(event: Event, watermark: int, partition: Partition, parts: Parts) -> li
     measures = measures_of(event, {} if late else row.counters, parts)
     if parts.measures.gaps:
         measures = (*measures, math.nan if opens or late else float(np.float32(gap_ms / 1000)))
-    score, hidden = score_of(event, measures, row.hidden, gap_ms, parts, opens=opens)
+    news = look_for_news(event, partition.news, parts)
+    score, hidden = score_of(event, measures, row.hidden, gap_ms, parts, opens=opens, news=news)
     decided = {"kind": "record", "offset": event.offset, "session": name, "late": late, "segment": event.segment}
-    judged = judge(score, parts, "records", event.segment)
+    judged = judge(score, parts, "records", event.segment, partition.keeper, late=late)
+    if "news" in news:
+        p_value = min(judged["p_value"], parts.rate)
+        judged |= {"p_value": p_value, "anomaly": p_value <= parts.rate}
     if parts.learns_online:
         judged = partition.online.score_one(event.tokens, measures, row.online, parts, learns=not late)
         score = math.nan if judged["score"] is None else np.float32(judged["score"])
         hidden = hidden.copy()
         hidden[:2] = row.online.smallest_p, row.online.confidence
     if late:
-        return [*verdicts, decided | judged | {"anomaly": False}]
+        return [*verdicts, decided | judged | {"anomaly": False, "tag": None, "tag_confidence": None}]
+    judged |= tag_of(None if parts.learned is None else judged["p_value"], row, parts)
     partition.rows[name] = row
     row.hidden = hidden
     if score > row.worst:
@@ -149,6 +162,8 @@ def take(event: Event, watermark: int, partition: Partition, parts: Parts) -> li
     row.applied = event.offset
     row.context = [*row.context, (event.time_ms, tuple(map(stable_hash, event.tokens)), measures)]
     row.context = row.context[-parts.shape.context :]
+    if parts.shape.profile:
+        count_tokens(event, row.profile, parts.shape.profile)
     verdicts.append(decided | judged)
     if event.is_end:
         verdicts.append(end_session(name, "event", partition, parts))
@@ -223,10 +238,31 @@ def seasons_of(time_ms: int, wanted: tuple[str, ...]) -> list[int]:
     return [{"hour": moment.hour, "weekday": moment.weekday()}[name] + 1 for name in wanted]
 
 
+def look_for_news(event: Event, counted: dict[str, Any], parts: Parts) -> list[str | None]:
+    """Of each token "news" while it is rare, "absorbed" once it is not, or None where it is known or not looked at."""
+    watched, _ = parts.news
+    if parts.learned is None or not watched.any():
+        return [None] * len(event.tokens)
+    found: list[str | None] = []
+    block = counted["seen"] // 256
+    for column, (words, text) in enumerate(zip(parts.learned.vocabulary.tokens, event.tokens, strict=True)):
+        if not watched[column] or text is None or text in words:
+            found.append(None)
+            continue
+        came, blocks = counted["tokens"].setdefault((column, text), (0, set()))
+        earlier = len(blocks - {block})
+        head = 10_000 + counted["seen"]
+        found.append("news" if earlier < max(16, 0.03 * head / 256) and came < 0.01 * head else "absorbed")
+        counted["tokens"][column, text] = came + 1, blocks | {block}
+    counted["seen"] += 1
+    return found
+
+
 def score_of(
-    event: Event, measures: tuple[float, ...], hidden: np.ndarray, gap_ms: int, parts: Parts, *, opens: bool
-) -> tuple[float, np.ndarray]:
-    """Surprise of an event under a state, and the state after it."""
+    event: Event, measures: tuple[float, ...], hidden: np.ndarray, gap_ms: int, parts: Parts, *, opens: bool,
+    news: list[str | None],
+) -> tuple[float, np.ndarray]:  # fmt: skip
+    """Surprise of an event under a state, without tokens that are no news any more, and the state after it."""
     if parts.learned is None:
         return math.nan, hidden
     ids = [
@@ -241,11 +277,11 @@ def score_of(
         np.array([0], np.int8), np.array([0], np.int32), np.array([0], np.int32), np.array([opens]),
         np.array([ids], np.int32), np.array([math.log1p(gap_ms / 1000.0)], np.float32), hidden[None],
         np.array(among, np.int32).reshape(1, -1, 2), np.array([measures], np.float32),
-        np.array([[nats for _, nats in numbers]], np.float32),
+        np.array([[nats for _, nats in numbers]], np.float32), np.array([event.time_ms]),
     )  # fmt: skip
     total = np.float32(0)
-    for nats in scores.surprise[0]:
-        total = np.float32(total + nats)
+    for nats, found in zip(scores.surprise[0], [*news, *[None] * len(scores.surprise[0])], strict=False):
+        total = np.float32(total + (np.float32(0) if found == "absorbed" else nats))
     return total, scores.hidden[0]
 
 
@@ -260,7 +296,9 @@ def end_session(name: str, how: str, partition: Partition, parts: Parts) -> Verd
             nothing.reshape(0, parts.shape.fields), nothing.astype(np.float32), row.hidden[None],
         )  # fmt: skip
         score = max(row.worst, scores.end_surprise[0])
-    judged = judge(score, parts, "sessions", row.segment)
+        if parts.learned.profiles is not None:
+            score = with_profile(score, row, parts)
+    judged = judge(score, parts, "sessions", row.segment, partition.keeper)
     if row.online.smallest_p:
         p_value = min(1.0, row.events * row.online.smallest_p)
         judged = {"score": float(row.worst), "p_value": p_value, "anomaly": p_value <= parts.rate}
@@ -268,23 +306,99 @@ def end_session(name: str, how: str, partition: Partition, parts: Parts) -> Verd
     return {
         "kind": "session", "offset": row.applied, "session": name, "ended": how, "events": row.events,
         "first_ms": row.first_ms, "last_ms": row.last_ms, "worst_offset": row.worst_offset, "segment": row.segment,
-        **judged,
+        **judged, **told_of("I" if row.in_stretch else "O", row),
     }  # fmt: skip
 
 
-def judge(score: float, parts: Parts, which: str, segment: str | None) -> Verdict:
-    """Score to p-value to anomaly, by counting, and by the tail where counting ends."""
+def tag_of(p_value: float | None, row: Row, parts: Parts) -> Verdict:
+    """One step of the filter (Bayes' rule): where in a bad stretch of its session a record lies."""
+    if p_value is None or math.isnan(p_value):
+        return {"tag": None, "tag_confidence": None}
+    enter = parts.rate / (1 + parts.rate)
+    bad = float(row.bad) * 0.9 + (1 - float(row.bad)) * enter
+    likely = 0.2 * p_value**-0.8
+    row.bad = np.float32(bad * likely / (bad * likely + 1 - bad))
+    was_in_stretch = row.in_stretch
+    row.in_stretch = bool(row.bad >= (0.1 if was_in_stretch else 0.5))
+    return told_of("O" if not row.in_stretch else "I" if was_in_stretch else "B", row)
+
+
+def told_of(tag: str, row: Row) -> Verdict:
+    """A tag, and how probable it is."""
+    if row.bad == 0:
+        return {"tag": None, "tag_confidence": None}
+    return {"tag": tag, "tag_confidence": 1 - float(row.bad) if tag == "O" else float(row.bad)}
+
+
+def count_tokens(event: Event, profile: dict[int, int], entries: int) -> None:
+    """Count an event's tokens; once all entries but one are taken, new tokens count together, under key 1."""
+    for column, text in enumerate(event.tokens):
+        key = key_of(column, text)
+        if key not in profile and len(profile) >= entries - 1:
+            key = 1
+        profile[key] = min(profile.get(key, 0) + 1, 65_535)
+
+
+def key_of(column: int, text: str | None) -> int:
+    """The key of a token: its hash and its field, mixed (the last step of splitmix64)."""
+    key = (stable_hash(text) + 0x9E3779B97F4A7C15 * (column + 1)) % 2**64
+    key = (key ^ key >> 30) * 0xBF58476D1CE4E5B9 % 2**64
+    key = (key ^ key >> 27) * 0x94D049BB133111EB % 2**64
+    key ^= key >> 31
+    return key if key > 1 else key + 2
+
+
+def with_profile(surprise: float, row: Row, parts: Parts) -> float:
+    """What a session's surprise and its profile say together."""
+    learned = parts.learned
+    assert learned is not None
+    assert learned.profiles is not None
+    assert learned.combined is not None
+    known = learned.profiles
+    counts = [sum(count for key, count in row.profile.items() if key not in known.keys.tolist())]
+    counts += [row.profile.get(key, 0) for key in known.keys.tolist()]
+    nearest = min(
+        sum(abs(math.log1p(c) - math.log1p(k)) for c, k in zip(counts, profile, strict=True))
+        for profile in known.known.tolist()
+    )
+    levels = [min(count, 15) for count in counts[:32]]
+    levels.append(min(15, int(2 * math.log2(1 + row.events) + 0.5)))
+    levels.append(min(15, int(math.log2(1 + (row.last_ms - row.first_ms) / 100) + 0.5)))
+    pairs = max(float(known.nats[a, b, x, y]) for a, x in enumerate(levels) for b, y in enumerate(levels) if a != b)
+    nats = []
+    for scale, said in zip(learned.combined.scales, (surprise, nearest, pairs), strict=True):
+        score = np.float32(said)
+        if score > scale.join:
+            nats.append((float(score) - scale.join) / scale.mean - math.log(scale.mass))
+        else:
+            nats.append(-math.log(counted(score, scale.counted)))
+    largest = max(nats)
+    return np.float32(largest + math.log(sum(math.exp(n - largest) for n in nats) / len(nats)))
+
+
+def judge(
+    score: float, parts: Parts, which: str, segment: str | None, keeper: NaiveKeeper, *, late: bool = False
+) -> Verdict:
+    """Score to p-value to anomaly, by counting, and by the tail where counting ends; then as the promise asks."""
     if parts.learned is None:
         return {"score": None, "p_value": None, "anomaly": False}
     calibration = getattr(parts.learned, which)
     if segment is not None:
         calibration = getattr(parts.learned, f"segment_{which}").get(stable_hash(segment), calibration)
+    p_value = counted(score, calibration)
+    if which == "records":  # a part of the promise is for news
+        p_value = min(p_value / (1 - parts.news[1]), 1.0)
+    p_value = keeper.adapt(p_value, which, parts, late=late)
+    return {"score": float(score), "p_value": p_value, "anomaly": p_value <= parts.rate}
+
+
+def counted(score: float, calibration: Calibration) -> float:
+    """How often held-back scores reach this one."""
     reach = calibration.reaching[calibration.levels == score]
     above = calibration.above[calibration.levels < score]
-    counted = reach[0] if len(reach) else (above[-1] if len(above) else calibration.count)
-    p_value = (1.0 + counted) / (1.0 + calibration.count)
+    reaching = reach[0] if len(reach) else (above[-1] if len(above) else calibration.count)
     tail = calibration.tail
     if tail is not None and score > tail.join:
         beyond = math.log1p(tail.shape * (float(score) - tail.join) / tail.scale) / tail.shape
-        p_value = max(1e-12, tail.mass * math.exp(-beyond))
-    return {"score": float(score), "p_value": p_value, "anomaly": p_value <= parts.rate}
+        return max(1e-12, tail.mass * math.exp(-beyond))
+    return (1.0 + reaching) / (1.0 + calibration.count)

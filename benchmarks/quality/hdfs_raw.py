@@ -27,10 +27,10 @@ from pipeline.broker import LocalBroker
 _LEARNED = 0.6  # of the normal sessions, the first ones
 _PATTERN = r"(?P<stamp>\d+ \d+) \d+ (?P<level>[A-Z]+) (?P<logger>[^:]+): (?P<message>.*?(?P<block>blk_-?\d+).*)"
 _SESSION = {"by": "block", "gap": "1h"}  # a block is written, and hours later deleted: two sessions of one name
-_RAW = {"kind": "logs", "format": "text", "pattern": _PATTERN, "message": "message"}
+RAW = {"kind": "logs", "format": "text", "pattern": _PATTERN, "message": "message"}
 _WAYS: dict[str, dict[str, Any]] = {
-    "raw": _RAW,
-    "numbers": _RAW | {"parameters": 1},
+    "raw": RAW,
+    "numbers": RAW | {"parameters": 1},
     "given": {"tokens": ["event"]},
 }
 
@@ -46,7 +46,7 @@ def run(
     """Train and judge in each way; `blocks` limits their number."""
     from evalkit.sessions import session_metrics
 
-    labels = {row["block_id"]: int(row["label"]) for row in islice(_table("raw_labels.csv.gz"), blocks)}
+    labels = {row["block_id"]: int(row["label"]) for row in islice(table("raw_labels.csv.gz"), blocks)}
     normal = [block for block, label in labels.items() if label == 0]  # in order of their first lines
     training = set(normal[: int(_LEARNED * len(normal))])
     found: dict[str, Any] = {"benchmark": "hdfs_raw", "training": len(training), "promise": promise}
@@ -54,7 +54,7 @@ def run(
         with tempfile.TemporaryDirectory() as name, LocalBroker(Path(name) / "broker", ephemeral=True) as broker:
             folder = Path(name)
             _configure(folder, broker.address, _WAYS[way], promise)
-            lines = [line for line in _lines(way) if line["_key"] in labels]
+            lines = [line for line in lines_of(way) if line["_key"] in labels]
             for file, chosen in (("train.jsonl", True), ("test.jsonl", False)):
                 _write(folder / file, (line for line in lines if (line["_key"] in training) is chosen))
             offbeat(folder, "train", "-s", "hdfs", "--input", "train.jsonl")
@@ -83,14 +83,14 @@ def _configure(folder: Path, address: str, section: dict[str, Any], promise: flo
     (folder / "offbeat.yaml").write_text(yaml.safe_dump(config))
 
 
-def _table(name: str) -> Iterable[dict[str, str]]:
+def table(name: str) -> Iterable[dict[str, str]]:
     with gzip.open(SHARED / "data" / "hdfs" / name, "rt") as file:
         yield from csv.DictReader(file)
 
 
-def _lines(way: str) -> Iterable[dict[str, Any]]:
+def lines_of(way: str) -> Iterable[dict[str, Any]]:
     with gzip.open(SHARED / "data" / "hdfs" / "raw.log.gz", "rt") as raw:
-        for text, row in zip(raw, _table("raw_index.csv.gz"), strict=True):
+        for text, row in zip(raw, table("raw_index.csv.gz"), strict=True):
             about = {"_key": row["block_id"], "_timestamp_ms": 1_000 * int(row["ts"])}
             given = {"block": row["block_id"], "event": f"E{row['event_id']}"}
             yield about | (given if way == "given" else {"_value": text.rstrip("\n")})

@@ -18,7 +18,7 @@ import yaml
 from rich.console import Console
 
 from benchmarks.machine import machine
-from benchmarks.quality import bgl, hdfs, nab, smd
+from benchmarks.quality import bgl, hdfs, hdfs_stream, nab, smd
 from benchmarks.quality.outcome import Outcome, failures, read_tolerances, table
 from benchmarks.quality.trial import Setup, cores
 
@@ -32,9 +32,11 @@ class Scenario(NamedTuple):
 
 SCENARIOS = {
     "quality-hdfs": Scenario(hdfs.run, hdfs.available),
+    "quality-hdfs-stream": Scenario(hdfs_stream.run, hdfs_stream.available),
     "quality-bgl": Scenario(bgl.run, bgl.available),
     "quality-smd": Scenario(smd.run, smd.available),
     "quality-nab": Scenario(nab.run, nab.available),
+    "quality-nab-halves": Scenario(nab.run_halves, nab.available),
 }
 
 

@@ -37,10 +37,10 @@ def run(setup: Setup) -> Outcome:
     parts: dict[str, Measures] = {}
     costs, warnings = [], []
     for machine in machines:
-        training, testing, labels = _few(*smd(machine)) if setup.smoke else smd(machine)
+        training, testing, labels = few(*smd(machine)) if setup.smoke else smd(machine)
         columns = [f"n{c:02}" for c in range(training.shape[1])]
         trial = attempt(
-            setup, section(columns), _events(training, columns, 0), _events(testing, columns, len(training))
+            setup, section(columns), events_of(training, columns, 0), events_of(testing, columns, len(training))
         )
         order = np.argsort(trial.records.line, kind="stable")
         parts[machine] = judge(trial.records.score[order], trial.records.anomaly[order], testing, labels)
@@ -88,13 +88,13 @@ def section(columns: list[str]) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def _events(rows: Rows, columns: list[str], first_minute: int) -> Iterator[Event]:
+def events_of(rows: Rows, columns: list[str], first_minute: int) -> Iterator[Event]:
     """The data has no times: its second half follows its first, a row a minute."""
     for minute, row in enumerate(rows.tolist(), first_minute):
         yield {"ts": START_MS + minute * _MINUTE_MS, "machine": "m", **dict(zip(columns, row, strict=True))}
 
 
-def _few(training: Rows, testing: Rows, labels: NDArray[np.int8]) -> tuple[Rows, Rows, NDArray[np.int8]]:
+def few(training: Rows, testing: Rows, labels: NDArray[np.int8]) -> tuple[Rows, Rows, NDArray[np.int8]]:
     """A few channels that vary, over enough rows, with the first fault among them."""
     channels = np.flatnonzero(training[:_SMOKE_ROWS].std(0) > 0)[:_SMOKE_CHANNELS]
     first = max(0, int(np.argmax(labels > 0)) - _SMOKE_ROWS // 2)

@@ -11,7 +11,7 @@ import json
 import sys
 import tempfile
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import redirect_stdout
 from copy import deepcopy
 from dataclasses import dataclass, field
@@ -85,25 +85,39 @@ class Trial:
 
 def attempt(setup: Setup, section: Event, training: Iterable[Event], testing: Iterable[Event]) -> Trial:
     """Train on one file and score another."""
+    return attempts(setup, section, training, testing, [{}])[0]
+
+
+def attempts(
+    setup: Setup, section: Event, training: Iterable[Event], testing: Iterable[Event], variants: Sequence[Event]
+) -> list[Trial]:
+    """Train on one file and score another several times, each with changes of the section that need no training."""
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         _write(folder / "train.jsonl", training)
         _write(folder / "test.jsonl", testing)
-        settings = parse_settings({
-            "data_dir": str(folder), "models_dir": str(folder / "models"),
-            "streams": {"s": _changed(section, {"model.core": setup.core, **setup.changes})},
-        }, {})  # fmt: skip
+        section = _changed(section, {"model.core": setup.core, **setup.changes})
+        settings = _settings(folder, section)
         began = time.perf_counter()
         told = _train(settings, folder / "train.jsonl", setup.seed)
-        trained = time.perf_counter()
+        train_s, trials = time.perf_counter() - began, []
         learned = load_serving(settings, "s")
-        records, sessions = gather(verdicts_of(settings, "s", learned, folder / "test.jsonl"))
-        scored = time.perf_counter()
-    cost = {
-        "train_s": trained - began, "epochs": told["training"]["epochs"], "learned": told["data"]["records"],
-        "score_us": 1e6 * (scored - trained) / max(1, len(records)), "scored": len(records),
-    }  # fmt: skip
-    return Trial(records, sessions, settings.stream("s").promise.false_alarm_rate, cost, told["warnings"])
+        for changes in variants:
+            settings, began = _settings(folder, _changed(section, changes)), time.perf_counter()
+            records, sessions = gather(verdicts_of(settings, "s", learned, folder / "test.jsonl"))
+            cost = {
+                "train_s": train_s, "epochs": told["training"]["epochs"], "learned": told["data"]["records"],
+                "score_us": 1e6 * (time.perf_counter() - began) / max(1, len(records)), "scored": len(records),
+            }  # fmt: skip
+            promise = settings.stream("s").promise.rate(None if learned is None else learned.volume)
+            trials.append(Trial(records, sessions, promise, cost, told["warnings"]))
+    return trials
+
+
+def _settings(folder: Path, section: Event) -> Settings:
+    return parse_settings(
+        {"data_dir": str(folder), "models_dir": str(folder / "models"), "streams": {"s": section}}, {}
+    )
 
 
 def _train(settings: Settings, source: Path, seed: int) -> dict[str, Any]:

@@ -13,7 +13,9 @@ from typing import Any
 
 from detectors.packing import unpack
 from detectors.parts import Parts
+from detectors.promise_keeper import KeepingRules
 from detectors.rows import RowShape
+from features.profiles import ENTRIES
 from features.sessions import SessionRules
 from features.tokens import TokenEncoder
 from models.bundle import read_bundle, serving_digest
@@ -23,6 +25,7 @@ from tests.naive import Event, Partition, Row, process_one
 STREAM, FIELDS = "orders", ("action", "status")
 HIDDEN, CONTEXT, RATE = 16, 6, 0.02
 _PROCESSES = 2
+_TAG = ("tag", "tag_confidence")
 Logged = tuple[int, bytes | None, bytes | None]  # offset, key, value
 
 
@@ -43,7 +46,7 @@ class Expected:
     """
 
     sessions: dict[str, dict[str, Any]] = field(default_factory=dict)
-    partition: dict[str, int] = field(default_factory=dict)
+    partition: dict[str, float] = field(default_factory=dict)
     messages: dict[str, str] = field(default_factory=dict)
     anomalies: set[str] = field(default_factory=set)
 
@@ -57,8 +60,9 @@ def make_parts(bundles: Path, topic: str, gap_ms: int, max_events: int) -> Parts
     """What `process_one` asks of a stream's parts, from the bundle that serves it."""
     digest = serving_digest(bundles / STREAM)
     parts = Parts(
-        STREAM, topic, FIELDS, RowShape(HIDDEN, CONTEXT, len(FIELDS)), SessionRules(gap_ms, max_events), RATE,
-        TokenEncoder(len(FIELDS), None), None, model=ModelSpec("gru", HIDDEN, ()),
+        STREAM, topic, FIELDS, RowShape(HIDDEN, CONTEXT, len(FIELDS), profile=ENTRIES),
+        SessionRules(gap_ms, max_events), RATE, TokenEncoder(len(FIELDS), None), None,
+        model=ModelSpec("gru", HIDDEN, ()), keeping=KeepingRules(),
     )  # fmt: skip
     learned = unpack(read_bundle(bundles / STREAM / str(digest)), parts)
     return replace(parts, encoder=TokenEncoder(len(FIELDS), learned.vocabulary), learned=learned)
@@ -97,6 +101,8 @@ def expect_partition(log: Sequence[Logged], number: int, parts_of: Any, argument
     expected.sessions = {name: _saved(row, parts.learned.number) for name, row in partition.rows.items()}
     next_offset = log[-1][0] + 1 if log else 0
     expected.partition = {"next_offset": next_offset, "watermark_ms": partition.watermark_ms, "records": valid}
+    if partition.keeper.records is not None:
+        expected.partition["threshold"] = partition.keeper.records.nats
     return expected
 
 
@@ -124,7 +130,7 @@ def _decision(verdict: dict[str, Any], place: str, time_ms: int) -> dict[str, An
     content = {
         "type": verdict["kind"], "id": f"{place}/{verdict['offset']}/{verdict['kind']}", "stream": STREAM,
         "time_ms": time_ms, "status": "ok", "confidence": None,
-    } | {name: verdict[name] for name in ("session", "segment", "score", "p_value")}  # fmt: skip
+    } | {name: verdict[name] for name in ("session", "segment", "score", "p_value", *_TAG)}  # fmt: skip
     content["anomaly"] = bool(verdict["anomaly"])
     if verdict["kind"] == "session":
         content |= {name: verdict[name] for name in ("ended", "events", "first_ms")} | {"time_ms": verdict["last_ms"]}
@@ -141,9 +147,10 @@ def _dead_letter(identity: str, reason: str, topic: str, number: int, offset: in
 def _saved(row: Row, bundle: int) -> dict[str, Any]:
     """A naive row as a saved one is read."""
     return {
-        "segment": row.segment,
+        "tag": struct.pack("<f", -row.bad if row.in_stretch else row.bad), "segment": row.segment,
         "events": row.events, "first_ms": row.first_ms, "last_ms": row.last_ms, "applied": row.applied,
         "worst": struct.pack("<f", row.worst), "worst_offset": row.worst_offset, "bundle": bundle,
         "hidden": row.hidden.astype("<f4").tobytes(), "beyond": [],
         "context": [(time_ms, hashes) for time_ms, hashes, _ in row.context],
+        "profile": row.profile,
     }  # fmt: skip

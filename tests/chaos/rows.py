@@ -20,7 +20,7 @@ def read_session(value: bytes) -> dict[str, Any]:
     ------
     ValueError
         It is no whole row of version 2. Numbers, counters and what waits are not read: a storm's stream has none; of
-        the tail's parts only the third, the segment.
+        the tail's parts only the segment, the profile and the tag.
     """
     if crc32(value[:-4]) != int.from_bytes(value[-4:], "little"):
         message = "its checksum differs"
@@ -39,8 +39,15 @@ def read_session(value: bytes) -> dict[str, Any]:
     places = list(zip(times, zip(*[iter(tokens)] * fields, strict=True), strict=True))
     # Event k stands at k modulo the width.
     known = [k % context for k in range(max(0, events - context), events)]
+    tail = _tail(value[at + 4 : -4])
+    profile = tail.get(4, b"")
+    entries = len(profile) // 10
     return {
-        "segment": _tail(value[at + 4 : -4]).get(3, b"").decode() or None,
+        "tag": tail.get(5, bytes(4)),
+        "segment": tail.get(3, b"").decode() or None,
+        "profile": dict(zip(*map(list, (
+            struct.unpack_from(f"<{entries}Q", profile), struct.unpack_from(f"<{entries}H", profile, 8 * entries)
+        )), strict=True)),
         "events": events, "first_ms": first_ms, "last_ms": last_ms, "applied": applied, "worst": worst,
         "worst_offset": worst_offset, "bundle": bundle, "hidden": state,
         "context": [places[k] for k in known],
@@ -56,13 +63,14 @@ def _tail(tail: bytes) -> dict[int, bytes]:
     return {tag: tail[5 : 5 + length]} | _tail(tail[5 + length :])
 
 
-def read_partition(saved: Mapping[bytes, bytes]) -> dict[str, int]:
+def read_partition(saved: Mapping[bytes, bytes]) -> dict[str, float]:
     """What the partition's row says of where it stands, given all rows by key.
 
     The one place that knows the row's key and format.
     """
     row = json.loads(saved[b"p"][3:-4])  # between magic with version, and checksum
-    return {name: row[name] for name in ("next_offset", "watermark_ms", "records")}
+    found = {name: row[name] for name in ("next_offset", "watermark_ms", "records")}
+    return found | ({"threshold": row["keeper"]["records"]["nats"]} if row.get("keeper") and row["records"] else {})
 
 
 def session_rows(saved: Mapping[bytes, bytes]) -> dict[str, bytes]:

@@ -7,11 +7,12 @@ from dataclasses import replace
 from itertools import pairwise
 from typing import Any
 
+import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from detectors.explanation import END, TOP
+from detectors.expectations import END, TOP
 from detectors.parts import Parts
 from detectors.rows import PartitionState
 from features.decode import Decoder
@@ -21,6 +22,8 @@ from pipeline.score import Line
 from pipeline.sentences import sentence_of, why_of
 from pipeline.slices import process_slice
 from pipeline.store import RowStore
+from pipeline.wire import Profile
+from tests.conftest import with_profiles
 
 PLACE = Place("shop.orders", 0)
 DECODER = Decoder("session", "ts", ["action", "status"], {"action": "close"})
@@ -139,3 +142,19 @@ def test_slicing_changes_no_explanation(alarmed: Parts, steps: list[Step], cuts:
     seen = whole.keys() & cut.keys()
     assert {i: whole[i] for i in seen} == {i: cut[i] for i in seen}
     assert {i for i in whole.keys() ^ cut.keys() if not i.endswith("/session")} == set()
+
+
+def test_a_session_is_explained_as_a_whole(alarmed: Parts) -> None:
+    """What each detector says is told, and what differs from training, in words; the score follows from it."""
+    found = [d for d in explain(STEPS, with_profiles(alarmed)).values() if d["type"] == "session"]
+    assert found
+    for d in found:
+        nats = np.array(list(d["profile"]["nats"].values()))
+        assert d["score"] == pytest.approx(np.log(np.exp(nats).mean()), rel=1e-5)
+        assert all(c["count"] != c["usual"] for c in d["profile"]["differences"])
+        assert 0 < d["profile"]["pair"]["probability"] < 1
+        Profile.model_validate(d["profile"])
+        assert why_of(d).startswith(f"session of {d['events']} events")
+    told = {counted["token"] for d in found for counted in d["profile"]["differences"]}
+    assert told & {"view", "add", "pay", "ok"}
+    assert any(" x " in why_of(d) for d in found)

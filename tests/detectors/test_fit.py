@@ -68,6 +68,18 @@ def test_a_fit_can_be_served(fitted: Fit, parts: Parts, events: list[Events]) ->
     assert 0.05 < verdicts.anomaly.mean() < 0.2
 
 
+def test_a_fit_knows_how_many_records_are_usual(parts: Parts) -> None:
+    """Of each partition's minutes what came, whoever learned from it, and it is read back."""
+    given = [replace(e, time_ms=e.time_ms[0] + np.arange(len(e)) * 2_000) for e in history(400)]
+    fitted = train(parts, given)
+    usual = unpack(bundle_of(fitted), parts).rates
+    assert usual is not None
+    assert (usual.bucket_ms, usual.segments) == (60_000, (None,))
+    assert usual.hourly.mean() == pytest.approx(30, rel=0.1)
+    del fitted.files["rates.json"]
+    assert unpack(bundle_of(fitted), parts).rates is None
+
+
 def test_no_score_is_rarer_than_it_is_in_the_history(parts: Parts, events: list[Events]) -> None:
     """Folds calibrate where sessions are few; a share of records that score alike is no smaller for that.
 

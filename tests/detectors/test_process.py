@@ -152,6 +152,7 @@ def flatten(done: Any) -> list[dict[str, Any]]:
                 "segment": None if v.events.segments is None else v.events.segments[i],
             }
             | judged(v.score[i], v.p_value[i], v.anomaly[i], v.confidence[i])
+            | v.tags.of(int(v.walk.of_events[i]))
         )  # fmt: skip
     for e, operation in enumerate(v.ends.operation.tolist()):
         w = v.walk
@@ -164,6 +165,7 @@ def flatten(done: Any) -> list[dict[str, Any]]:
                 "segment": v.ends.segment[e],
             }
             | judged(v.ends.score[e], v.ends.p_value[e], v.ends.anomaly[e], v.ends.confidence[e])
+            | v.tags.of(operation)
         )  # fmt: skip
     return out
 
@@ -201,6 +203,7 @@ def test_fast_equals_naive_for_any_slicing(drawn: list[Any], cuts: list[int], an
         np.testing.assert_array_equal(rows.hidden[i], row.hidden)
         assert (rows.events[i], rows.last_ms[i], rows.applied[i]) == (row.events, row.last_ms, row.applied)
         assert rows.segment[i].decode() == (row.segment or "")
+        assert rows.tag[i] == (-row.bad if row.in_stretch else row.bad)
         kept = zip(*(column.tolist() for column in rows.recent(i)), strict=True)
         np.testing.assert_equal([(t, tuple(h), tuple(m)) for t, h, m in kept], row.context)
     assert store.open_sessions == len(partition.rows)

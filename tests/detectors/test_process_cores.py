@@ -81,7 +81,7 @@ def assert_like(found: list[Any], wanted: list[Any]) -> None:
     assert mine.keys() == theirs.keys()
     for key, verdict in mine.items():
         assert verdict["score"] == pytest.approx(theirs[key]["score"], abs=NATS, rel=1e-4)
-        judged = {"score", "p_value", "anomaly", "worst_offset"}
+        judged = {"score", "p_value", "anomaly", "worst_offset", "tag", "tag_confidence"}
         assert {k: v for k, v in verdict.items() if k not in judged} == {
             k: v for k, v in theirs[key].items() if k not in judged
         }

@@ -18,6 +18,8 @@ from pipeline.backtest_plot import plot
 from pipeline.cli import main
 from pipeline.judgement import Backtest, Held, judge
 from pipeline.labels import Labels, Range
+from pipeline.serving import serving_rate
+from pipeline.settings import load_settings
 from pipeline.verdict_columns import Verdicts, gather
 from tests.docs.test_docs import has_entry
 from tests.kafka import Stack, shop_events, write_untrained_bundle
@@ -296,3 +298,26 @@ def test_records_without_a_score_are_judged_as_not_alarmed() -> None:
     assert judged.auc_pr == pytest.approx(0.5 + 0.5 * 2 / 3)
     assert isinstance(held, Held)
     assert "records" in plot("t", [("records", judged, held)])
+
+
+def test_a_budget_stands_beside_the_alarms_a_day(stack: Stack, offbeat: Run) -> None:
+    """All alarms and the false ones, by the event time between the first record and the last; else there is none."""
+    labels = "line,label\n" + "".join(f"{n},1\n" for n in range(5, 200, 9))
+    assert json.loads(offbeat(labels, "--json")[1])["budget"] is None
+    stack.configure({"promise": {"alert_budget": "20/day"}})
+    write_untrained_bundle(stack, data={"records": 150, "sessions": 50, "first_ms": 0, "last_ms": 86_400_000})
+    code, out, _ = offbeat(labels, "--json", "--output", "v.jsonl")
+    records, sessions = read_verdicts("v.jsonl")
+    times = [v["time_ms"] for v in records if v["time_ms"]]
+    days = (max(times) - min(times)) / 86_400_000
+    alarms = sum(v["anomaly"] for v in records + sessions)
+    assert alarms > 0
+    told = json.loads(out)
+    budget = told["budget"]
+    assert (code, budget["promised"]) == (0, 20.0)
+    assert told["records"]["false_alarms"]["promised"] == told["sessions"]["false_alarms"]["promised"] == 0.1
+    assert budget["alarms"] == pytest.approx(alarms / days)
+    right = sum(part["alarmed"] * (part["precision"] or 0.0) for part in (told["records"], told["sessions"]))
+    assert budget["false_alarms"] == pytest.approx((alarms - right) / days)
+    assert serving_rate(load_settings(stack.config_path), "orders") == 0.1
+    assert "20 in the budget" in " ".join(offbeat(labels)[1].split())

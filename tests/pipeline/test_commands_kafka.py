@@ -63,8 +63,13 @@ def test_topics_are_listed_created_and_deleted(stack: Stack) -> None:
         "dead-letters",
         "late",
         "drift",
+        "incidents",
+        "incident-feed",
+        "incident-state",
+        "labels",
         "controls",
         "models",
+        "retrain",
         "orders.changelog",
     )
     ours = {f"{stack.name}.{what}" for what in kinds}

@@ -10,7 +10,10 @@ import torch
 
 from tests.kafka import Stack, WorkerProcess, as_records, shop_events, write_untrained_bundle
 
-JUDGED = {"score", "p_value", "anomaly", "end_surprise", "worst_offset", "contributions"}
+JUDGED = {
+    "score", "p_value", "calibrated_p_value", "tag", "tag_confidence", "anomaly", "end_surprise", "worst_offset",
+    "contributions",
+}  # fmt: skip
 
 
 @pytest.mark.parametrize(("core", "second"), [("lstm", "tcn"), ("transformer", None)])

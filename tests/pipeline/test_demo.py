@@ -7,7 +7,7 @@ import signal
 import subprocess
 import sys
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from itertools import islice, pairwise, takewhile
@@ -22,6 +22,7 @@ from rich.console import Console
 from features.text_lines import LineReader
 from pipeline.broker import free_port
 from pipeline.demo_child import Child
+from pipeline.demo_incidents import Incidents, Told
 from pipeline.demo_screen import Screen, why_here
 from pipeline.demo_script import (
     CONFIG,
@@ -35,7 +36,7 @@ from pipeline.demo_script import (
     live_records,
 )
 from pipeline.demo_traffic import scored_records
-from pipeline.demo_truth import Alarm, FalseAlarms, Found, Report, Tally, chance_limit
+from pipeline.demo_truth import Alarm, FalseAlarms, Found, Report, Story, Tally, chance_limit
 from pipeline.errors import OffbeatError
 from pipeline.settings import load_settings
 from pipeline.storefront import BOT, FAULTS, LONGEST_THOUGHT_MS, REPEATED_CAPTURE, Event
@@ -57,12 +58,45 @@ def alarm(session: str, at_ms: int, *, read_ms: int | None = None, kind: str = "
     return Alarm(f"{session}/{at_ms}/{kind}", kind, session, START_MS + at_ms, START_MS + read_ms, "why")
 
 
+def told(
+    sessions: Iterable[str],
+    at_ms: int,
+    *,
+    stream: str = ORDERS,
+    service: str | None = "web",
+    since_ms: int | None = None,
+    name: str = "a/0/1/record/incident",
+    revision: int = 1,
+    change: str = "opened",
+    read_ms: int | None = None,
+    into: str | None = None,
+) -> Told:
+    """A message about an incident whose last anomaly is of `at_ms`, and whose only cause began then or before."""
+    message = {
+        "type": change, "id": name, "revision": revision, "severity": "high", "start_ms": START_MS + at_ms,
+        "last_ms": START_MS + at_ms, "merged_into": into, "anomalies": 7, "sessions": 5,
+        "session_names": list(sessions),
+        "causes": [{"stream": stream, "segment": service, "field": "action",
+                    "since_ms": START_MS + (at_ms if since_ms is None else since_ms)}],
+        "examples": [{"id": f"{session}/{at_ms}/record", "session": session} for session in sessions],
+    }  # fmt: skip
+    return Told.of(message, START_MS + (at_ms if read_ms is None else read_ms))
+
+
+def incidents(*messages: Told) -> Incidents:
+    """All of these, read in turn."""
+    made = Incidents()
+    for message in messages:
+        assert made.read(message)
+    return made
+
+
 def false_alarms(what: str, count: int, of: int, stream: str = ORDERS) -> FalseAlarms:
     return FalseAlarms(stream, what, count, of, 0.001)
 
 
 def found(stream: str, kind: str, after_s: float | None) -> Found:
-    return Found(stream, kind, 10.0, after_s, 5, 4, None if after_s is None else f"why of {kind}")
+    return Found(stream, kind, 10.0, after_s, 5, 4, None if after_s is None else f"incident of {kind}")
 
 
 @pytest.fixture
@@ -70,11 +104,11 @@ def tally() -> Tally:
     """One healthy session that closes, one that falls silent, one still open, and two that a bot uses from 2 s on."""
     made = Tally(ORDERS, GAP_MS, 0.25, START_MS)
     wrong = {"bot-1": START_MS + 2_000, "bot-2": START_MS + 3_000}
-    made.plan(FaultySessions(BOT, [], wrong))
     sent = [
         event(0, "closed"), event(10, "silent"), event(500, "bot-1"), event(1_000, "closed", "session_closed"),
         event(2_000, "bot-1"), event(2_100, "bot-1"), event(3_000, "bot-2"), event(20_000, "open"),
     ]  # fmt: skip
+    made.plan(FaultySessions(BOT, [each for each in sent if each.session_id in wrong], wrong))
     for each in sent:
         made.send(each, each.ts_ms + 5)
     return made
@@ -83,25 +117,55 @@ def tally() -> Tally:
 # ---- matching alarms to faults, and counting the false ones
 
 
-def test_fault_is_found_by_an_alarm_after_its_first_wrong_event(tally: Tally) -> None:
-    """The time to find a fault runs from sending its first wrong event to reading the first alarm that is due."""
-    tally.read(alarm("bot-1", 2_100, read_ms=2_405))
-    tally.read(alarm("bot-2", 3_000, read_ms=3_100, kind="session"))
-    assert tally.found() == [Found(ORDERS, BOT, 2.005, 0.4, 2, 2, "why")]
+def test_fault_is_found_by_an_incident_that_tells_of_it(tally: Tally) -> None:
+    """The time to find a fault runs from sending its first wrong event to reading what first tells of it."""
+    later = told(["bot-1", "bot-2"], 3_000, since_ms=2_000, revision=2, change="closed")
+    kept = incidents(told(["bot-1"], 2_100, read_ms=2_405), later)
+    assert tally.found(kept) == [Found(ORDERS, BOT, 2.005, 0.4, 2, 2, later.id)]
 
 
-def test_fault_without_an_alarm_is_not_found(tally: Tally) -> None:
-    """Alarms of other sessions, or of a faulty one before its fault, find nothing and are false."""
-    tally.read(alarm("closed", 1_000))
-    tally.read(alarm("bot-1", 500))
-    assert tally.found() == [Found(ORDERS, BOT, 2.005, None, 2, 0, None)]
-    assert tally.kept()[0].count == 2
+def test_fault_joins_an_incident_that_was_open(tally: Tally) -> None:
+    """What was open because of something else tells of the fault from when its place is named, and not before."""
+    first = told(["web-1"], 900, stream=METRICS)
+    joined = told(["web-1", "bot-1"], 2_100, revision=2, change="updated", read_ms=2_205)
+    assert tally.found(incidents(first, joined)) == [Found(ORDERS, BOT, 2.005, 0.2, 2, 1, first.id)]
+
+
+@pytest.mark.parametrize(
+    "messages",
+    [
+        [],  # anomalies alone
+        [told(["bot-1"], 500)],  # before the fault
+        [told(["bot-1"], 500), told(["bot-1"], 2_100, since_ms=500, revision=2, change="updated")],  # open already
+        [told(["closed"], 2_500)],  # of other sessions
+        [told(["bot-1"], 2_500, stream=LOGS)],
+        [told(["bot-1"], 2_500, service="billing")],
+        [told(["bot-1"], 2_500, service=None)],
+    ],
+)
+def test_fault_in_no_incident_of_its_own_is_not_found(tally: Tally, messages: list[Told]) -> None:
+    """Neither anomalies nor incidents of another time, place or session find a fault."""
+    tally.read(alarm("bot-1", 2_100))
+    assert tally.found(incidents(*messages)) == [Found(ORDERS, BOT, 2.005, None, 2, 0, None)]
+
+
+def test_incident_is_as_it_was_told_last() -> None:
+    """A message that comes twice counts once; what became part of another incident is not told of by itself."""
+    kept = incidents(told(["s"], 10, name="b"), told(["s"], 5, name="a"))
+    assert not kept.settled
+    assert not kept.read(told(["s"], 10, name="b"))
+    assert kept.read(told(["t"], 20, name="b", revision=2, change="merged", into="a"))
+    assert kept.read(told(["s"], 30, name="a", revision=2, change="closed"))
+    assert [(each.id, each.revision) for each in kept.last()] == [("a", 2)]
+    assert kept.settled
+    assert kept.sessions_of("b") == {"s", "t"}
+    assert (kept.part_of("a"), kept.part_of("b")) == ("a", "a")
 
 
 def test_fault_that_was_never_sent_does_not_count(tally: Tally) -> None:
     """A stream cut before a fault is not judged by it."""
     tally.plan(FaultySessions(REPEATED_CAPTURE, [], {"late": START_MS + 60_000}))
-    assert [found.kind for found in tally.found()] == [BOT]
+    assert [found.kind for found in tally.found(Incidents())] == [BOT]
 
 
 def test_false_alarms_are_counted_against_what_was_healthy(tally: Tally) -> None:
@@ -150,7 +214,7 @@ def test_outcome(missed: set[tuple[str, int]], false_records: int, false_session
         for k, kind in enumerate(FAULTS_OF[stream])
     ]
     kept = [false_alarms("records", false_records, 40_000), false_alarms("sessions", false_sessions, 4_000)]
-    report = Report(faults, [*kept, false_alarms("records", 1, 500, METRICS)])
+    report = Report(faults, [*kept, false_alarms("records", 1, 500, METRICS)], [], 0)
     assert report.passed == passed
     assert not replace(report, found=[]).passed
 
@@ -159,16 +223,20 @@ def test_each_stream_keeps_its_own_promise() -> None:
     """Many alarms of a stream with few records fail the demo, although they are few beside all that was well."""
     faults = [found(stream, kind, 0.1) for stream in STREAMS for kind in FAULTS_OF[stream]]
     many = false_alarms("records", 0, 50_000)
-    assert Report(faults, [many, false_alarms("records", 4, 500, METRICS)]).passed
-    assert not Report(faults, [many, false_alarms("records", 5, 500, METRICS)]).passed
+    assert Report(faults, [many, false_alarms("records", 4, 500, METRICS)], [], 0).passed
+    assert not Report(faults, [many, false_alarms("records", 5, 500, METRICS)], [], 0).passed
 
 
 def test_report_has_all_streams(tally: Tally) -> None:
-    """What each tally found and kept stands in the report, stream by stream."""
+    """What each tally found and kept stands in the report, stream by stream, and each incident with its reason."""
     other = Tally(METRICS, GAP_MS, 0.001, START_MS - 1_500)
     other.plan(FaultySessions(STUCK, [], {"web-1": START_MS}))
     other.send(Sample(START_MS, "web-1", "web", {}), START_MS)
-    report = Report.of([tally, other])
+    tally.read(alarm("bot-1", 2_100))
+    kept = incidents(told(["bot-1"], 2_100), told(["silent"], 2_600, name="b"))
+    report = Report.of([tally, other], kept, START_MS)
+    assert [(story.at_s, story.why) for story in report.incidents] == [(2.1, "why"), (2.6, None)]
+    assert report.false_incidents == 1
     assert [(each.stream, each.kind, each.at_s) for each in report.found] == [
         (ORDERS, BOT, 2.005), (METRICS, STUCK, 1.5),
     ]  # fmt: skip
@@ -289,6 +357,8 @@ def test_config_says_what_the_storefront_does(tmp_path: Path) -> None:
     assert told == set(metrics.wide_numbers)
     assert {name for name in told if name.endswith("_total")} == set(metrics.counters)
     assert metrics.session.gap > INTERVAL_MS
+    assert settings.incidents.enabled
+    assert {stream.segment for stream in (orders, logs, metrics)} == {"service"}
 
 
 # ---- the screen
@@ -359,19 +429,21 @@ def screen(*, terminal: bool) -> tuple[Screen, io.StringIO]:
     return Screen(Console(file=file, force_terminal=terminal, width=200, highlight=False)), file
 
 
-def test_one_line_for_each_alarmed_session() -> None:
-    """A session's further alarms only count; outside a terminal the status comes as a line every five seconds."""
+def test_one_line_for_each_incident() -> None:
+    """Alarmed sessions only count; outside a terminal the status comes as a line every five seconds."""
     shown, file = screen(terminal=False)
     with shown:
         shown.open(45, keep=False)
         for _ in range(60):
-            shown.alarm(12.34, ORDERS, "s-1", "cart: after search came add_item")
-        shown.alarm(12.5, LOGS, "r-2", "[odd] text")
+            shown.alarm("s-1")
+        shown.alarm("r-2")
+        shown.incident(12.34, told(["s-1"], 12_000, service="cart"), "cart: after search came add_item")
+        shown.incident(12.5, told(["r-2"], 12_000, stream=LOGS, service=None), "[odd] text")
         for quarter in range(41):
             shown.status(quarter / 4, quarter * 250, quarter * 240, [10, 20, 30])
     lines = file.getvalue().splitlines()
     assert [" ".join(line.split()) for line in lines[1:3]] == [
-        "+12.3s orders s-1 cart: after search came add_item", "+12.5s logs r-2 [odd] text",
+        "+12.3s incident in cart (orders) cart: after search came add_item", "+12.5s incident in logs [odd] text",
     ]  # fmt: skip
     assert len(lines) == 5
     assert re.fullmatch(
@@ -379,13 +451,13 @@ def test_one_line_for_each_alarmed_session() -> None:
     )
 
 
-def test_terminal_keeps_alarms_and_loses_the_status() -> None:
-    """In a terminal the status line renews itself and is gone at the end."""
+def test_terminal_keeps_incidents_and_loses_the_status() -> None:
+    """In a terminal the status line renews itself and is gone at the end; incidents stay."""
     shown, file = screen(terminal=True)
     with shown:
         shown.open(45, keep=True)
         shown.status(1.0, 10, None, [])
-        shown.alarm(2.0, ORDERS, "s-1", "why")
+        shown.incident(2.0, told(["s-1"], 2_000), "why of s-1")
     text = file.getvalue()
     assert "until Ctrl-C" in text
     assert "s-1" in text
@@ -395,31 +467,41 @@ def test_terminal_keeps_alarms_and_loses_the_status() -> None:
 
 
 def test_table_hides_nothing() -> None:
-    """Faults not found, and more false alarms than twice the promise, stand in the outcome, chance or not."""
+    """Faults not found, false incidents and broken promises stand in the outcome, chance or not."""
     shown, file = screen(terminal=False)
     faults = [found(ORDERS, kind, None if k == 3 else 0.25) for k, kind in enumerate(FAULTS)]
-    shown.report(Report(faults, [false_alarms("records", 200, 40_000), false_alarms("sessions", 9, 4_000)]))
+    stories = [
+        Story(told(["s-1"], 2_000, name=f"incident of {kind}", change="closed"), 2.0, f"why of {kind}")
+        for kind in FAULTS[:3]
+    ]
+    stories.append(Story(told(["s-2"], 9_000, service="cart"), 9.0, None))
+    promises = [false_alarms("records", 200, 40_000), false_alarms("sessions", 9, 4_000)]
+    shown.report(Report(faults, promises, stories, 1))
     text = file.getvalue()
-    for kind in FAULTS[:3]:
-        assert re.search(rf"{kind} .* orders .* after 0.25 s .* 4 of 5", text)
-        assert f"  {kind}: why of {kind}\n" in text
+    for k, kind in enumerate(FAULTS[:3], 1):
+        assert re.search(rf"{kind} .* orders .* #{k}, 0.25 s .* 4 of 5", text)
+        assert (
+            f" #{k} +2.0 s  web (orders), action  high, 7 anomalies in 5 sessions, 0.0 s\n      why of {kind}\n" in text
+        )
+    assert " #4 +9.0 s  cart (orders), action  high, 7 anomalies in 5 sessions, 0.0 s and going on\n" in text
+    assert "1 of 4 incidents have no session in which anything was wrong" in text
     assert re.search(rf"{FAULTS[3]} .* no ", text)
-    assert f"{FAULTS[3]}: " not in text
     assert re.search(r"orders records .* 40,000 .* 200 = 0.50 % .* 40.0 = 0.10 % .* 80.0", text)
     assert "False alarms on records of orders are more than twice the promise (200); that is no chance" in text
     assert "False alarms on sessions of orders are more than twice the promise (9); that can be chance" in text
-    assert "3 of 4 faults found; the demo failed" in text
+    assert "3 of 4 faults found by incidents; the demo failed" in text
 
 
 def test_tables_fit_a_narrow_terminal() -> None:
     """No name of a fault, of a stream or of what was well is cut or broken at 80 columns."""
     file = io.StringIO()
     faults = [replace(found(s, kind, 12.345), at_s=31.4) for s in STREAMS for kind in FAULTS_OF[s]]
+    stories = [Story(told(["s"], 0, name=str(fault.incident)), 31.4, None) for fault in faults]
     kept = [false_alarms(what, 135, 148_895, s) for s in STREAMS for what in ("records", "sessions")]
-    Screen(Console(file=file, width=80, highlight=False)).report(Report(faults, kept))
+    Screen(Console(file=file, width=80, highlight=False)).report(Report(faults, kept, stories, 0))
     text = file.getvalue()
     for fault in faults:
-        assert re.search(rf"{fault.kind} .* {fault.stream} .* after 12.3\d s .* 4 of 5", text)
+        assert re.search(rf"{fault.kind} .* {fault.stream} .* #\d, 12.3\d s .* 4 of 5", text)
     for each in kept:
         assert re.search(rf"{each.stream} {each.what} .* 135 = 0.09 % .* 148.9 = 0.10 %", text)
 
@@ -547,8 +629,9 @@ def test_demo_finds_the_faults_and_leaves_nothing(
     assert demo.left() == []
     for stream in STREAMS:
         for kind in FAULTS_OF[stream]:
-            rows = re.findall(rf"{kind} .* {stream} .* (after|no) ", text)
+            rows = re.findall(rf"{kind} +│ {stream} +│ .*│ (#|no)", text)
             assert len(rows) == 1, f"{kind} stands in {len(rows)} rows\n{text}"
+        assert re.search(rf"#\d+ \+\d+\.\d s  .*\({stream}\)( and \w+ \(\w+\))*, \w+  ", text), text
         assert re.search(rf"{stream} records +│ +[\d,]+ +│ +[\d,]+ = ", text), text
 
 

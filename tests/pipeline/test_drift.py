@@ -10,11 +10,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from detectors.drift_events import ACTIONS, DriftEvent, DriftType
 from detectors.schema_watch import FieldDrift
 from pipeline.drift import MAX_NAMED, Kind, drift_output
 from pipeline.outputs import Output, Place
 from pipeline.schema_drift import schema_drift_output
 from pipeline.sentences import sentence_of
+from pipeline.stream_drift import stream_drift_output
 from pipeline.wire import Drift
 from tests.pipeline.test_outputs import validate
 
@@ -43,7 +45,9 @@ def test_drift_is_as_the_wire_model_says(kind: Kind) -> None:
         "ce_specversion": b"1.0", "ce_id": message.id.encode(), "ce_source": b"/offbeat/orders",
         "ce_type": b"io.offbeat.drift", "ce_time": b"2027-01-15T08:00:00.123Z", "content-type": b"application/json",
     }  # fmt: skip
-    assert message.amount_unit == ("records" if kind == "records_lost" or kind.startswith("field_") else "sessions")
+    of_records = kind == "records_lost" or kind.startswith("field_") or kind.endswith("_drift")
+    unit = "labels" if kind == "concept_drift" else "records" if of_records else "sessions"
+    assert message.amount_unit == unit
 
 
 @given(
@@ -90,3 +94,24 @@ def test_a_field_drift_in_words(kind: str, word: str) -> None:
     ended = schema_drift_output(replace(drift, has_begun=False), stream="orders", place=PLACE, now_ms=0)
     assert "about as few as in training" in validate(ended).detail
     assert f"{message.type} began, since" in sentence_of("drift", json.loads(output.value))
+
+
+@pytest.mark.parametrize("kind", ACTIONS)
+@pytest.mark.parametrize("begun", [True, False])
+def test_a_change_that_lasts_in_words(kind: DriftType, begun: bool) -> None:
+    """What, where, since when, how much, how sure, and what would be done: in fields, and as a sentence."""
+    field = "ms" if kind in ("input_drift", "unknown_drift") else None
+    event = DriftEvent(kind, field, begun, 7, 1_700_000_000_000, 9_216, "psi", 0.371, 0.006, 0.106, 2.5e-11)
+    output = stream_drift_output(event, stream="orders", place=PLACE, now_ms=1_800_000_000_123)
+    message = validate(output)
+    assert (message.type, message.field, message.since_ms, message.amount) == (kind, field, 1_700_000_000_000, 9_216)
+    assert (message.statistic, message.value, message.usual, message.limit) == ("psi", 0.371, 0.006, 0.106)
+    assert (message.p_value, message.phase) == (2.5e-11, "began" if begun else "ended")
+    assert message.action == (ACTIONS[kind] if begun else "watch")
+    assert "psi 0.371, there at most 0.006" in message.detail
+    assert ("by chance once in 4e+10" in message.detail) == begun
+    assert (field is None) or message.detail.startswith(field)
+    said = sentence_of("drift", json.loads(output.value))
+    assert (
+        f"{kind} {message.phase}, since 2023-11-14 22:13:20.000 9,216 {message.amount_unit}. {message.detail}" in said
+    )

@@ -15,6 +15,7 @@ from pydantic import TypeAdapter
 
 from detectors.parts import Parts, SecondStage
 from detectors.rows import PartitionState
+from detectors.severity import severity_of
 from features.decode import Decoder
 from features.errors import NotJsonError
 from features.events import Reject
@@ -74,6 +75,17 @@ def test_every_message_is_as_the_wire_models_say(parts: Parts) -> None:
     assert seen == {"RecordAnomaly", "SessionAnomaly", "RecordDecision", "SessionDecision"}
 
 
+def test_severity_and_tags_are_told(parts: Parts) -> None:
+    """Anomaly and decision have one tag; what goes on is graded a level higher than the same rarity elsewhere."""
+    messages = [validate(output) for output in outputs_of(parts)]
+    decided = {m.id: (m.tag, m.tag_confidence) for m in messages if type(m).__name__.endswith("Decision")}
+    alarms = [m for m in messages if type(m).__name__.endswith("Anomaly")]
+    assert all((m.tag, m.tag_confidence) == decided[m.id] for m in alarms)
+    assert all(m.severity == severity_of(m.p_value, parts.rate, persists=m.tag == "I") for m in alarms)
+    assert {tag for tag, _ in decided.values()} == {"B", "I", "O"}
+    assert {m.tag for m in messages if m.type == "session"} <= {"I", "O"}
+
+
 def test_what_a_second_stage_says_has_messages_of_its_own(parts: Parts) -> None:
     """Each names its anomaly, leaves right after it, and validates; without a pass left there is none."""
     assert parts.learned is not None
@@ -96,6 +108,7 @@ def test_before_a_bundle_serves_messages_hold_too(unlearned_parts: Parts) -> Non
     """While warming up all says so; the first decisions have null for score, p-value and confidence."""
     messages = [validate(output) for output in outputs_of(unlearned_parts)]
     assert {m.status for m in messages} == {"warming_up"}
+    assert {(m.tag, m.tag_confidence) for m in messages} == {(None, None)}
     records = [m for m in messages if type(m).__name__ == "RecordDecision"]
     first, later = records[:256], records[256:]
     assert all((m.score, m.p_value, m.confidence, m.anomaly) == (None, None, None, False) for m in first)
@@ -184,7 +197,8 @@ def test_a_dead_letter_says_what_and_where(parts: Parts) -> None:
     assert letter == {
         "id": "orders/shop.orders/3/7/dead-letter", "stream": "orders", "reason": "not_json", "detail": "it is broken",
         "source": {"topic": "shop.orders", "partition": 3, "offset": 7}, "origin": None, "key": "a",
-            "payload": "no json", "payload_base64": None, "truncated": False, "detected_ms": NOW_MS,
+            "payload": "no json", "payload_base64": None, "truncated": False, "alert": None,
+            "detected_ms": NOW_MS,
     }  # fmt: skip
 
 

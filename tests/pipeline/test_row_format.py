@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import struct
 from dataclasses import fields
 from pathlib import Path
 from zlib import crc32
@@ -20,7 +21,13 @@ from pipeline.row_format import VERSION, RowFormat
 from tests.chaos.rows import read_session
 
 shapes = st.builds(
-    RowShape, st.sampled_from([1, 4, 16]), st.integers(1, 5), st.integers(0, 3), st.integers(0, 3), st.integers(0, 2)
+    RowShape,
+    st.sampled_from([1, 4, 16]),
+    st.integers(1, 5),
+    st.integers(0, 3),
+    st.integers(0, 3),
+    st.integers(0, 2),
+    st.sampled_from([0, 3]),
 )
 
 
@@ -31,6 +38,12 @@ def random_rows(count: int, shape: RowShape, seed: int) -> SessionRows:
     for f in fields(SessionRows):
         if f.name in {"held", "windows", "segment"}:
             made.append(np.array([rng.bytes(int(rng.integers(0, 3)) * 20) for _ in range(count)] + [None], "O")[:-1])
+            continue
+        if f.name in {"profile_keys", "profile_counts"}:  # entries are taken one after the other
+            taken = np.arange(shape.profile) < rng.integers(0, shape.profile + 1, (count, 1))
+            if f.name == "profile_counts":
+                taken = made[-1] > 0
+            made.append((taken * rng.integers(1, 60_000, taken.shape)).astype(DTYPES[f.name]))
             continue
         dtype, dimensions = np.dtype(DTYPES[f.name]), (count, *shape.dimensions(f.name))
         made.append(
@@ -122,3 +135,15 @@ def test_a_segment_is_a_part_of_the_tail() -> None:
     assert with_one[len(without) - 8 : -4] == bytes([9, 0, 0, 0, 3, 4, 0, 0, 0]) + "süd".encode()
     assert form.decode([without, with_one]).segment.tolist() == [b"", "süd".encode()]
     assert [read_session(value)["segment"] for value in (without, with_one)] == [None, "süd"]
+
+
+def test_a_tag_is_a_part_of_the_tail() -> None:
+    """A row without a tag has the bytes it had before there were any; one with has nine more, and reads back."""
+    form = RowFormat(RowShape(4, 3, 2))
+    rows = SessionRows.empty(2, form.shape)
+    rows.tag[1] = -0.75
+    without, with_one = form.encode(rows)
+    assert without[-8:-4] == bytes(4)
+    assert with_one[len(without) - 8 : -4] == bytes([9, 0, 0, 0, 5, 4, 0, 0, 0]) + struct.pack("<f", -0.75)
+    assert form.decode([without, with_one]).tag.tolist() == [0.0, -0.75]
+    assert [read_session(value)["tag"] for value in (without, with_one)] == [bytes(4), struct.pack("<f", -0.75)]

@@ -38,7 +38,8 @@ def _events(sessions: int) -> list[dict[str, Any]]:
 
 def test_worker_and_file_agree_on_segments(stack: Stack) -> None:
     """Decisions and p-values equal the file's over a kill -9; a session keeps its first record's segment."""
-    stack.configure(stream={"segment": "shop.name"})
+    as_calibrated = {"false_alarm_rate": 0.1, "adapt": False}
+    stack.configure(stream={"segment": "shop.name", "promise": as_calibrated})
     _write_bundle(stack)
     events = _events(400)
     for half, stops in ((events[: len(events) // 2], False), (events[len(events) // 2 :], True)):

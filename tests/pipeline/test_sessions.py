@@ -304,7 +304,7 @@ def test_verify_lists_each_place(state: Stack) -> None:
     before = verify(state, "a", 1)
     assert list(before) == [
         "changelog", "rocksdb", "source", "anomalies", "rescores", "decisions", "dead-letters", "late", "drift",
-        "controls",
+        "incidents", "incident-feed", "incident-state", "controls",
     ]  # fmt: skip
     assert {place for place, trace in before.items() if trace["state"] == "still_there"} == {"changelog", "rocksdb"}
     assert before["controls"]["state"] == "gone"
@@ -323,13 +323,14 @@ def test_verify_lists_each_place(state: Stack) -> None:
     assert (after["source"]["state"], after["source"]["until_ms"]) == ("kept", None)
     assert after["source"]["note"] == "for ever: compacted"
     week = 7 * 86_400_000
-    for place in ("anomalies", "rescores", "decisions", "dead-letters", "late", "drift"):
+    for place in ("anomalies", "rescores", "decisions", "dead-letters", "late", "drift", "incidents", "incident-feed"):
         trace = after[place]
         assert (trace["state"], trace["note"]) == ("kept", "retention 7d, in segments of 7d at most")
         assert 0 <= trace["until_ms"] - tombstone.timestamp()[1] - 2 * week < 60_000
     table = state.run(*DELETE, "a", "--verify").stdout
     assert "gone at compaction by" in table
-    assert table.count("kept until") == 6
+    assert after["incident-state"]["state"] == "kept"
+    assert table.count("kept until") == 8
 
 
 def test_verify_where_nothing_was(state: Stack) -> None:

@@ -21,9 +21,11 @@ from features.windows import WindowRules
 from models.spec import LAGS, state_size
 from pipeline.errors import ConfigError, UsageError
 from pipeline.reference import example
+from pipeline.secrets import Secret
 from pipeline.serving import certificate, make_decoder, make_parts, record_name, saved_name, state_fingerprint
 from pipeline.settings import Settings, StreamSettings, environment_variables, load_settings, parse_settings
 
+SERIES = {"by": "k", "max_events": 1_000_000}
 FORECAST = {"numbers": "forecast"}
 
 
@@ -43,12 +45,12 @@ MINIMAL: dict[str, Any] = {"streams": {"orders": {"topic": "t", "session": {"by"
 def test_little_is_required() -> None:
     """A stream with its topic, session and tokens is a config; the rest has the documented defaults."""
     settings = parse_settings(MINIMAL, {})
-    assert (settings.broker, settings.app, settings.delivery) == ("localhost:9092", "offbeat", "at_least_once")
+    assert (settings.broker.servers, settings.app, settings.delivery) == ("localhost:9092", "offbeat", "at_least_once")
     assert (settings.checkpoint_interval, settings.topics.retention) == (250, 7 * 86_400_000)
     assert settings.bundles_dir == Path("offbeat-data/models")
     stream = settings.stream("orders")
     assert (stream.session.gap, stream.session.max_events) == (900_000, 10_000)
-    assert (stream.model.hidden, stream.model.context, stream.promise.false_alarm_rate) == (64, 32, 0.001)
+    assert (stream.model.hidden, stream.model.context, stream.promise.rate(None)) == (64, 32, 0.001)
 
 
 def test_settings_are_frozen() -> None:
@@ -85,27 +87,59 @@ def test_what_is_dumped_is_loaded() -> None:
     assert parse_settings(json.loads(settings.model_dump_json()), {}) == settings
 
 
-@pytest.mark.parametrize("variable", sorted(environment_variables()))
+# Keys that are right only with others beside them.
+TOGETHER = {
+    "broker": {
+        "security": {
+            "protocol": "SASL_SSL", "ca": "a", "certificate": "b", "key": "c", "key_password": "env:A",
+            "mechanism": "SCRAM-SHA-512", "username": "u", "password": "env:B",
+        }
+    },
+    "http": {"token": "env:C", "certificate": "d", "key": "e"},
+}  # fmt: skip
+
+
+NOT_ALONE = {"OFFBEAT_ALERTS__RECEIVERS", "OFFBEAT_ALERTS__ROUTES"}  # a test of alerts sets them
+
+
+@pytest.mark.parametrize("variable", sorted({*environment_variables()} - NOT_ALONE))
 def test_every_variable_sets_its_key(variable: str) -> None:
     """Each documented variable overrides its key, also where the file has another value."""
-    defaults = parse_settings(MINIMAL, {}).model_dump(mode="json")
+    whole = MINIMAL | ({} if variable.endswith("PROTOCOL") else TOGETHER)
+    defaults = parse_settings(whole, {}).model_dump(mode="json")
     path = variable.removeprefix("OFFBEAT_").lower().split("__")
     samples = {
         "http.port": "1", "state.hot_sessions": "777", "state.ttl": "9d", "state.standby_replicas": "2",
         "topics.create": "false", "topics.replication": "3",
         "topics.partitions": "9", "topics.retention": "1h", "decisions.sample": "0.5", "checkpoint_interval": "1s",
-        "delivery": "exactly_once", "broker": "b:1", "mask_secret": "0123456789abcdef",
-        "device": "cuda", "runtime": "torch",
+        "delivery": "exactly_once", "broker": "b:1",
+        "broker.security.protocol": "SSL", "broker.security.mechanism": "PLAIN",
+        "broker.security.key_password": "env:X", "broker.security.password": "env:X", "http.token": "env:X",
+        "mask_secret": "0123456789abcdef",
+        "costs.cpu_core_hour": "0.04", "costs.currency": "EUR",
+        "device": "cuda", "runtime": "torch", "incidents.enabled": "false", "incidents.by": "segment",
+        "incidents.false_per_day": "2.5", "incidents.together": "1m", "incidents.quiet": "1h",
+        "alerts.start": "earliest", "alerts.labels": "{'orders': {'team': 'shop'}}",
+        "traces.endpoint": "http://127.0.0.1:4318", "traces.ratio": "0.5",
+        "traces.headers": "{'x': 'env:a'}",
+        "incidents.maintenance":
+            "[{'from': '2026-01-01t00:00:00', 'until': '2026-01-02t00:00:00', 'streams': [], 'segments': []}]",
     }  # fmt: skip
     text = samples.get(".".join(path), "x")
-    settings = parse_settings(MINIMAL, {variable: text})
+    settings = parse_settings(whole, {variable: text})
     if variable == "OFFBEAT_MASK_SECRET":  # never shown
         assert settings.mask_key == text.encode()
+        return
+    if text == "env:X":  # not shown either
+        found: Any = settings
+        for part in path:
+            found = getattr(found, part)
+        assert found == Secret(text)
         return
     value: Any = settings.model_dump(mode="json")
     for part in path:
         value, defaults = value[part], defaults[part]
-    assert str(value).lower() == text
+    assert str(value).lower() == text.lower()
     assert value != defaults or variable == "OFFBEAT_DELIVERY"
 
 
@@ -199,10 +233,17 @@ def test_masks_that_promise_too_much_are_refused(section: dict[str, Any], senten
         ({"model": FORECAST}, "model.numbers: forecast needs numbers: write them as a list of fields"),
         ({"numbers": {"name": "m", "value": "x"}, "model": FORECAST}, "no parameters, or model.numbers: bins"),
         ({"kind": "logs", "message": "m", "numbers": ["x"], "parameters": 1, "model": FORECAST}, "model.numbers: bins"),
-        ({"numbers": ["x"], "model": FORECAST | {"core": "linear"}}, "model.core: linear always forecasts numbers"),
+        ({"numbers": ["x"], "model": FORECAST | {"core": "linear"}}, "model.core: linear takes numbers as they are"),
         ({"numbers": ["x"], "model": FORECAST | {"order": "loose"}}, "write model.order: strict"),
         ({"numbers": ["x"], "model": FORECAST, "second_stage": {"core": "tcn"}}, "leave second_stage away"),
         ({"numbers": ["x"], "model": {"core": "linear", "ensemble": ["linear"]}}, "an ensemble of linear alone"),
+        (
+            {"numbers": ["x"], "session": SERIES, "model": FORECAST | {"core": "seasonal"}},
+            "core: seasonal takes numbers",
+        ),
+        ({"model": {"core": "seasonal"}}, "the core seasonal goes by each number's own last values"),
+        ({"numbers": ["x"], "model": {"core": "seasonal"}}, "session.max_events: 10,000 would begin it anew"),
+        ({"numbers": ["x"], "model": {"refractory": "1h"}}, "model.refractory is for the core seasonal"),
     ],
 )
 def test_numbers_that_cannot_be_learned_are_refused(section: dict[str, Any], sentence: str) -> None:
@@ -291,7 +332,7 @@ def test_a_stream_without_numbers_keeps_its_rows() -> None:
         ({"numbers": ["x"], "model": {"gaps": True, "core": "linear"}}, "remove it, or choose another core"),
         ({"tokens": ["a", "@gap_s"]}, 'write the field as ["@gap_s"]'),
         ({"numbers": ["x"], "model": {"gaps": "x"}}, "model.gaps is 'x', which is none of the tokens"),
-        ({"numbers": ["x"], "model": {"gaps": True, "ensemble": ["linear"]}}, "linear and model.numbers: forecast"),
+        ({"numbers": ["x"], "model": {"gaps": True, "ensemble": ["linear"]}}, "linear, seasonal and model.numbers"),
         ({"model": {"gaps": ""}}, "write one as it stands there, or true"),
         ({"numbers": ["x"], "model": {"gaps": True, "numbers": "forecast"}}, "or choose another core or model.numbers"),
         ({"numbers": [f"n{i}" for i in range(64)], "window": {"size": "1m", "aggregate": ["mean", "max"]},
@@ -474,3 +515,69 @@ def test_a_row_holds_forecasts_of_parameters_too(model: dict[str, Any]) -> None:
     settings = parse_settings({"streams": {"s": stream | {"model": model}}}, {})
     rest = 64 if "ensemble" in model else 0
     assert make_parts(settings, "s", None).shape.hidden == rest + 3 * (LAGS + 1)
+
+
+@pytest.mark.parametrize("budget", ["20", 20, "20/hour", "0/day", "-1/day", "1e3/day", "1000001/day", True])
+def test_a_budget_that_is_none_is_refused(budget: Any) -> None:
+    """It is so many a day, and says so."""
+    with pytest.raises(ConfigError, match=r"promise\.alert_budget is .*; a number above 0 and up to 1000000 a day"):
+        promised(alert_budget=budget)
+
+
+def test_one_promise_is_kept() -> None:
+    """A rate or a budget; a config that is printed and read again is the same."""
+    with pytest.raises(ConfigError, match=r"streams\.s\.promise: false_alarm_rate and alert_budget are both promised;"):
+        promised(alert_budget="20/day", false_alarm_rate=0.001)
+    promise = promised(alert_budget=" 2.5 / day")
+    assert (promise.alert_budget, promise.false_alarm_rate) == (2.5, None)
+    assert promised(**promise.model_dump(mode="json")) == promise
+    assert promised(**promised().model_dump(mode="json")) == promised()
+
+
+def promised(**promise: Any) -> Any:
+    stream = {"topic": "t", "session": {"by": "id"}, "tokens": ["a"], "promise": promise}
+    return parse_settings({"broker": "none:9092", "streams": {"s": stream}}, {}).stream("s").promise
+
+
+@pytest.mark.parametrize(
+    ("raw", "said"),
+    [
+        ({"broker": {"security": {"protocol": "SASL_SSL"}}}, "needs mechanism and username and password"),
+        ({"broker": {"security": {"ca": "ca.pem"}}}, "ca has no use with protocol PLAINTEXT; write protocol: SSL or"),
+        ({"broker": {"security": {"protocol": "SSL", "username": "u"}}}, "username has no use with protocol SSL"),
+        ({"broker": {"security": {"protocol": "SSL", "key": "k"}}}, "certificate and key go together"),
+        ({"broker": {"security": {"protocol": "TLS"}}}, "broker.security.protocol is 'TLS'; expected 'PLAINTEXT'"),
+        ({"broker": {"server": "b:1"}}, "broker.server is no setting; did you mean servers"),
+        ({"http": {"host": "0.0.0.0"}}, "other machines reach 0.0.0.0, so the pages need token, certificate, key"),
+        ({"http": {"host": "pages.internal", "token": "env:T"}}, "the pages need certificate, key as well"),
+        ({"http": {"certificate": "c"}}, "http: certificate and key go together"),
+    ],
+)
+def test_what_is_half_secured_is_refused(raw: dict[str, Any], said: str) -> None:
+    """Keys that would be idle, those that miss another, and pages that others could read: one sentence each."""
+    with pytest.raises(ConfigError, match=said):
+        parse_settings(MINIMAL | raw, {})
+
+
+def test_a_broker_is_text_or_a_section() -> None:
+    """The two say the same, also where a variable adds to the text; editors are told so."""
+    assert parse_settings(MINIMAL | {"broker": "b:1"}, {}) == parse_settings(
+        MINIMAL | {"broker": {"servers": "b:1"}}, {}
+    )
+    secured = parse_settings(MINIMAL | {"broker": "b:1, c:2"}, {"OFFBEAT_BROKER__SECURITY__PROTOCOL": "SSL"})
+    assert (secured.broker.addresses, secured.broker.security.protocol) == (["b:1", "c:2"], "SSL")
+    moved = parse_settings(MINIMAL | TOGETHER, {"OFFBEAT_BROKER": "d:4"})
+    assert (moved.broker.servers, moved.broker.security.username) == ("d:4", "u")
+    schema = Settings.model_json_schema()["$defs"]["BrokerSettings"]
+    assert [kind["type"] for kind in schema["anyOf"]] == ["string", "object"]
+
+
+def test_a_secret_in_the_config_is_refused_and_not_shown() -> None:
+    """Whoever wrote the password itself is told what to write, without it, by the file as by a variable."""
+    security = TOGETHER["broker"]["security"] | {"password": "hunter2"}
+    with pytest.raises(ConfigError, match=r"security\.password: a secret is written as") as caught:
+        parse_settings(MINIMAL | {"broker": {"security": security}}, {})
+    assert "hunter2" not in str(caught.value)
+    with pytest.raises(ConfigError, match=r"security\.password: a secret is") as caught:
+        parse_settings(MINIMAL | TOGETHER, {"OFFBEAT_BROKER__SECURITY__PASSWORD": "hunter2"})
+    assert "hunter2" not in str(caught.value)

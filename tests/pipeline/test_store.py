@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import tempfile
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -66,7 +67,10 @@ class StoreMachine(RuleBasedStateMachine):
     def work(self, chosen: list[str], data: st.DataObject) -> None:
         """Sessions open, go on, end, or end and open again at once; a full store must have room after a checkpoint."""
         self.make_room(chosen)
+        hot, self.store.lookups = sum(name in self.store._slots for name in chosen), Counter()
         taken = self.store.take(chosen)
+        known = sum(name in self.model for name in chosen)
+        assert self.store.lookups == Counter(hot=hot, cold=known - hot, new=len(chosen) - known)
         assert as_rows(taken) == [self.model.get(name, NONE) for name in chosen]
         assert taken.hidden[:, 0].tolist() == taken.events.tolist()
         after = [self.advanced(row, data) for row in as_rows(taken)]

@@ -111,7 +111,7 @@ HOLDING_BACK = textwrap.dedent(
     partition.Partition.start = lambda self: opened.append(self)
     with Instance(settings.data_dir, None) as instance:
         learned = {"orders": load_serving(settings, "orders")}
-        app = build_app(settings, learned, instance, Metrics(), Health(), 1)
+        app = build_app(settings, learned, instance, Metrics(), Health(), {"orders": 1})
 
         async def watch():
             while len(opened) < 1:

@@ -11,11 +11,12 @@ from typing import Any
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
+from pipeline.stages import STAGES
 from tests.kafka import Stack, WorkerProcess, as_records, by_id, shop_events, two_workers, wait_until
 
 DECISION_KEYS = (
-    "type", "id", "stream", "session", "segment", "time_ms", "score", "p_value", "anomaly", "confidence", "status",
-    "events", "ended", "first_ms",
+    "type", "id", "stream", "session", "segment", "time_ms", "score", "p_value", "anomaly", "confidence", "tag",
+    "tag_confidence", "status", "labelled", "events", "ended", "first_ms",
 )  # fmt: skip
 CLOCK_KEYS = ("detected_ms",)
 
@@ -34,7 +35,10 @@ def decisions_of(verdicts: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any
 
 def explained(verdicts: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
     """The anomalies' contents as both sides give them."""
-    keys = ("score", "p_value", "observed", "expected", "contributions", "context", "session", "time_ms")
+    keys = (
+        "score", "p_value", "observed", "expected", "contributions", "context", "session", "time_ms", "pattern",
+        "would_be_normal", "earlier", "explained",
+    )  # fmt: skip
     return {i: {k: v[k] for k in keys} for i, v in verdicts.items() if v.get("anomaly", True)}
 
 
@@ -187,6 +191,15 @@ def test_metrics(stack: Stack) -> None:
     assert "offbeat_checkpoint_age_seconds" in families
     digest = (stack.folder / "bundles" / "orders" / "serving").read_text().strip()
     assert [s.labels["digest"] for s in families["offbeat_bundle_info"].samples] == [digest]
+    assert {s.labels["stage"] for s in families["offbeat_stage_seconds"].samples if s.name.endswith("_sum")} == set(
+        STAGES
+    )
+    looked = sum(s.value for s in families["offbeat_row_lookups"].samples if s.name.endswith("_total"))
+    assert looked > 0
+    assert [s.value for s in families["offbeat_bundle_trained_timestamp_seconds"].samples] == [1_767_225_600]
+    assert [s.value for s in families["offbeat_source_partitions"].samples] == [4]
+    assert [s.value for s in families["offbeat_ready"].samples] == [1]
+    assert {s.value for s in families["offbeat_recovery_progress_ratio"].samples} == {1}
     assert "s-1" not in page
 
 
