@@ -66,11 +66,12 @@ HISTORY_AGE_MS = 120_000  # its last session ended before this, so nothing of it
 LIVE_SESSIONS_PER_S = 150.0  # about 1,100 events/s: enough to count false alarms, few enough to read them
 
 FAULT_SESSIONS = 5
-FAULT_SPREAD_MS = 3_000
+FAULT_SPREAD_MS = 1_500
 # Shares of a round: the first fault needs sessions that began after the start, the last one time to be found.
-FIRST_FAULT, LAST_FAULT = 0.25, 0.88
-# One incident must be over before the next of its stream begins, or the two are one: they may share their service.
-CALM_MS = 7_000
+FIRST_FAULT, LAST_FAULT = 0.25, 0.92
+# One incident must be over before the next of its stream begins, or the two are one: they may share their service. The
+# sessions are wrong within the spread, go on for two seconds, and two seconds later their incident is closed.
+CALM_MS = 6_500
 # One of an instance lasts, and may need seconds to show.
 LAST_BREAKDOWN, BREAKDOWN_MS = 0.55, 15_000
 # Faults of the other streams show in the other services; two at once in one service would be one incident.
@@ -170,7 +171,7 @@ class _Faults:
 
     def _add_metrics(self, start_ms: int, round_ms: int, later: _Later, plan: Plan) -> None:
         """A round's samples, each fault in a service of its own."""
-        moments = self._moments(FAULTS_OF[METRICS], start_ms, round_ms, LAST_BREAKDOWN)
+        moments = self._moments(FAULTS_OF[METRICS], start_ms, round_ms, LAST_BREAKDOWN, calm_ms=2_000)
         services = self._draw.sample(BREAKING, len(moments))
         breakdowns = [
             Breakdown(kind, service, at_ms, min(at_ms + BREAKDOWN_MS, start_ms + round_ms))
@@ -184,12 +185,14 @@ class _Faults:
     def _lines(self, events: Iterable[Event]) -> list[Line]:
         return [line for event in events for line in self._logs.lines(event)]
 
-    def _moments(self, kinds: tuple[str, ...], start_ms: int, round_ms: int, until: float) -> list[tuple[str, int]]:
+    def _moments(
+        self, kinds: tuple[str, ...], start_ms: int, round_ms: int, until: float, calm_ms: int = CALM_MS
+    ) -> list[tuple[str, int]]:
         """Each kind once, in any order, one in each of the equal parts of the time there is, not near its end."""
         first, last = round_ms * FIRST_FAULT, round_ms * until - FAULT_SPREAD_MS
         slot = (last - first) / len(kinds)
         order = self._draw.sample(kinds, len(kinds))
-        free = slot - min(CALM_MS, slot / 2)
+        free = max(slot - calm_ms, slot / 10)
         return [(kind, int(start_ms + first + slot * k + free * self._draw.random())) for k, kind in enumerate(order)]
 
 

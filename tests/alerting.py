@@ -11,10 +11,10 @@ from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
-from tests.kafka import Child, Stack
+from tests.kafka import Child, Stack, wait_until
 
 SECRET = "whsec_" + "b2ZmYmVhdC10ZXN0cy1vZmZiZWF0LXRlc3RzLTEyMzQ="  # nobody's
-FAST = {"timeout": "1s", "retries": ["100ms"] * 20, "rate_limit": "100000/s"}
+FAST = {"timeout": "10s", "retries": ["100ms"] * 20, "rate_limit": "100000/s"}
 
 
 @dataclass(frozen=True)
@@ -155,6 +155,10 @@ class Alerts(Child):
         """A metric's value; 0 where there is none."""
         found = [line.rsplit(" ", 1)[1] for line in self.metrics().splitlines() if line.startswith(series + " ")]
         return float(found[0]) if found else 0.0
+
+    def wait_for(self, series: str, value: float, timeout_s: float = 10.0) -> None:
+        """Wait until a metric has that value: it follows what a receiver saw, once the outbox has it."""
+        wait_until(lambda: self.value(series) == value, f"{series} to be {value}", timeout_s)
 
     def rss_mb(self) -> float:
         """Resident memory."""
