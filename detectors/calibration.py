@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import astuple, dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -78,6 +79,12 @@ class Calibration:
         }  # fmt: skip
         return arrays if self.tail is None else arrays | {f"{name}.tail": np.array(astuple(self.tail), np.float64)}
 
+    @cached_property
+    def _steps(self) -> tuple[NDArray[np.float32], NDArray[np.int64], NDArray[np.int64]]:
+        """(k + 1,) levels, ended by infinity; how many scores reach each; how many are above the level below each."""
+        levels, reaching = np.append(self.levels, np.float32(np.inf)), np.append(self.reaching, 0)
+        return levels, reaching, np.concatenate([[self.count], self.above])
+
     @property
     def smallest_p_value(self) -> float:
         """The least p-value that this much data can vouch for; what a tail gives below is a guess."""
@@ -127,8 +134,7 @@ class Calibration:
         [1.0, 0.75, 0.5, 0.25]
         """
         at = np.searchsorted(self.levels, scores, side="left")
-        levels, reaching = np.append(self.levels, np.float32(np.inf)), np.append(self.reaching, 0)
-        below = np.concatenate([[self.count], self.above])
+        levels, reaching, below = self._steps
         counted = np.where(levels[at] == scores, reaching[at], below[at])
         p_values = np.where(np.isnan(scores), np.nan, (1.0 + counted) / (1.0 + self.count))
         if self.tail is not None:

@@ -136,28 +136,83 @@ class Replayed:
     states: F32
 
 
+@dataclass(frozen=True)
+class Joined:
+    """The n events of S windows, window by window, as a model reads them.
+
+    Attributes
+    ----------
+    starts, lengths, is_whole
+        (S,) where each window begins, its events, and whether the first of them opened the session.
+    time_ms, latest
+        (n,) times, and where the latest event of the window so far stands, that one included.
+    measures, ids, among, tails
+        (n, ...) as `models.runtime.Runtime.score_and_step` takes them.
+    """
+
+    starts: NDArray[np.intp]
+    lengths: NDArray[np.intp]
+    is_whole: NDArray[np.bool_]
+    time_ms: NDArray[np.int64]
+    latest: NDArray[np.intp]
+    measures: F32
+    ids: NDArray[np.int32]
+    among: NDArray[np.int32]
+    tails: F32
+
+    @classmethod
+    def of(cls, windows: Sequence[Window], parts: Parts) -> Joined:
+        """Of windows, of which there is one, each with an event."""
+        lengths = np.array([len(window.time_ms) for window in windows])
+        times = np.concatenate([window.time_ms for window in windows])
+        hashes = np.concatenate([window.hashes for window in windows])
+        measures = np.concatenate([window.measures for window in windows])
+        ids = parts.ids_of_context(hashes, measures, times)
+        starts = np.cumsum(lengths) - lengths
+        return cls(
+            starts, lengths, np.array([window.is_whole for window in windows]), times, _latest(times, starts, lengths),
+            measures, ids, parts.among_of_context(hashes, ids), parts.tails_of_context(hashes, measures, ids),
+        )  # fmt: skip
+
+
+def _latest(
+    times: NDArray[np.int64], starts: NDArray[np.intp], lengths: NDArray[np.intp]
+) -> NDArray[np.intp]:  # fmt: skip
+    """(n,) where the latest event so far of each event's window stands: itself, unless the clock went back."""
+    at = np.arange(len(times))
+    is_latest = np.append(True, times[1:] >= times[:-1])
+    is_latest[starts] = True
+    if is_latest.all():
+        return at
+    for start, length in zip(starts.tolist(), lengths.tolist(), strict=True):
+        mine = times[start : start + length]
+        rises = mine >= np.maximum.accumulate(mine)
+        at[start : start + length] = start + np.maximum.accumulate(np.where(rises, np.arange(length), 0))
+    return at
+
+
 def replay(windows: Sequence[Window], model: Runtime, width: int, parts: Parts) -> Replayed:
     """Read windows, of which there is one, each with an event; `width` is that of a row's state."""
-    lengths = np.array([len(window.time_ms) for window in windows])
-    times = np.concatenate([window.time_ms for window in windows])
-    hashes = np.concatenate([window.hashes for window in windows])
-    measures = np.concatenate([window.measures for window in windows])
-    starts, n = np.cumsum(lengths) - lengths, len(times)
+    return replay_joined(Joined.of(windows, parts), model, width)
+
+
+def replay_joined(joined: Joined, model: Runtime, width: int) -> Replayed:
+    """The same of windows that are joined already."""
+    n, count = len(joined.time_ms), len(joined.starts)
     first = np.zeros(n, np.bool_)
-    first[starts] = True
+    first[joined.starts] = True
     # As live: a gap is since the latest event so far.
-    latest = np.concatenate([np.maximum.accumulate(window.time_ms) for window in windows])
-    gaps = np.maximum(times - np.concatenate([times[:1], latest[:-1]]), 0)
+    latest_ms = joined.time_ms[joined.latest]
+    gaps = np.maximum(joined.time_ms - np.concatenate([joined.time_ms[:1], latest_ms[:-1]]), 0)
     gaps[first] = 0
-    every = np.arange(len(windows), dtype=np.int32)
-    kind = np.repeat([STEP, END], [n, len(windows)]).astype(np.int8)
-    record = np.concatenate([np.arange(n, dtype=np.int32), np.zeros(len(windows), np.int32)])
-    ids = parts.ids_of_context(hashes, measures, times)
+    every = np.arange(count, dtype=np.int32)
+    kind = np.repeat([STEP, END], [n, count]).astype(np.int8)
+    record = np.concatenate([np.arange(n, dtype=np.int32), np.zeros(count, np.int32)])
     scores = model.score_and_step(
-        kind, np.concatenate([np.repeat(every, lengths), every]), record, first,
-        ids, log_gaps(gaps), np.zeros((len(windows), width), np.float32),
-        parts.among_of_context(hashes, ids), measures, parts.tails_of_context(hashes, measures, ids), times,
+        kind, np.concatenate([np.repeat(every, joined.lengths), every]), record, first,
+        joined.ids, log_gaps(gaps), np.zeros((count, width), np.float32),
+        joined.among, joined.measures, joined.tails, joined.time_ms,
     )  # fmt: skip
     score = sum_fields(scores.surprise)
-    score[starts[[not window.is_whole for window in windows]]] = -np.inf
-    return Replayed(score, scores.surprise, starts, scores.end_surprise[n:], scores.hidden, scores.states[:n])
+    score[joined.starts[~joined.is_whole]] = -np.inf
+    return Replayed(score, scores.surprise, joined.starts, scores.end_surprise[n:], scores.hidden, scores.states[:n])

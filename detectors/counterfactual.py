@@ -12,7 +12,7 @@ nearest change with another outcome. Here only changes of one field count, of an
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -63,8 +63,9 @@ class _Found:
 
 
 def change_of_record(
-    verdicts: Verdicts, operation: int, names: list[str | None], ids: NDArray[np.int32], parts: Parts
-) -> Change | None:
+    verdicts: Verdicts, operation: int, names: list[str | None], ids: NDArray[np.int32], heads: Sequence[F32],
+    parts: Parts,
+) -> Change | None:  # fmt: skip
     """The change of one field that would have made a record as usual as any can, if it would have been no anomaly then.
 
     Parameters
@@ -73,6 +74,8 @@ def change_of_record(
         What each number of the record is called.
     ids
         (F,) of its tokens.
+    heads
+        What `detectors.expectations.heads_of` says of the state before the record.
 
     Returns
     -------
@@ -93,28 +96,27 @@ def change_of_record(
     news = np.flatnonzero(verdicts.news[record] == NEWS)
     if len(news) > 1:  # changing one leaves the other
         return None
-    found = [one for f, one in _tokens(surprise, state, ids, learned, parts, p_value) if set(news.tolist()) <= {f}]
+    found = [one for f, one in _tokens(surprise, heads, ids, learned, parts, p_value) if set(news.tolist()) <= {f}]
     if len(news):
         return min(found, key=lambda one: one.least).change if found else None
     measures = verdicts.measures[record]
     if isinstance(learned.runtime, LinearRuntime | ForecastRuntime):
         found += _forecasts(surprise, state, measures, learned.runtime, parts, p_value)
     else:
-        found += _bins(surprise, state, measures, names, learned, parts, p_value)
+        found += _bins(surprise, heads, measures, names, learned, parts, p_value)
     return min(found, key=lambda one: one.least).change if found else None
 
 
 def _tokens(
-    surprise: F32, state: F32, ids: NDArray[np.int32], learned: Learned, parts: Parts, p_value: PValue
+    surprise: F32, heads: Sequence[F32], ids: NDArray[np.int32], learned: Learned, parts: Parts, p_value: PValue
 ) -> Iterator[tuple[int, _Found]]:
     """The likeliest other token of each field, by the field's number."""
     fields, vocabulary = parts.shape.fields, learned.vocabulary
-    heads = learned.runtime.log_probabilities(state[None])
     for f, head in enumerate(heads[:fields]):
         others = _without_named(surprise, f, parts)
         if others is None or vocabulary.bucket_count(f):
             continue
-        log_p = head[0, : vocabulary.sizes[f]].copy()  # what lies beyond is the session's end
+        log_p = head[: vocabulary.sizes[f]].copy()  # what lies beyond is the session's end
         log_p[[OOV, ids[f]]] = -np.inf
         if vocabulary.rare is not None:
             log_p[RARE] = -np.inf
@@ -145,18 +147,19 @@ def _without_named(surprise: F32, field: int, parts: Parts) -> F32 | None:
 
 
 def _bins(
-    surprise: F32, state: F32, measures: F32, names: list[str | None], learned: Learned, parts: Parts, p_value: PValue
-) -> Iterator[_Found]:
+    surprise: F32, heads: Sequence[F32], measures: F32, names: list[str | None], learned: Learned, parts: Parts,
+    p_value: PValue,
+) -> Iterator[_Found]:  # fmt: skip
     """Of each number the values around its likeliest bin with which the record would have been normal."""
     fields = parts.shape.fields
-    heads = learned.runtime.log_probabilities(state[None])[fields:]
+    heads = heads[fields:]
     first = len(heads) - parts.measures.parameters - parts.measures.gaps
     for column, log_p in enumerate(heads):
         binning = learned.numbers.of(column, names[column])
         is_gap = parts.measures.gaps and column == len(heads) - 1
         if binning is None or len(binning.edges) == 0 or (is_gap and np.isnan(measures[column])):
             continue
-        nats = _nats_of_bins(log_p[0], binning, is_among=column >= first, least=LOW if is_gap else MISSING)
+        nats = _nats_of_bins(log_p, binning, is_among=column >= first, least=LOW if is_gap else MISSING)
         scores = _scores_with(surprise, fields + column, nats)
         passes = [p_value(score) for score in scores]
         best = int(np.argmin(scores))

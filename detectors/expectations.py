@@ -13,6 +13,7 @@ from detectors.parts import Learned, Parts
 from features.time_gaps import GAP
 from models.forecast import ForecastRuntime
 from models.linear import LinearRuntime
+from models.runtime import F32
 from models.seasonal import SeasonalRuntime
 
 TOP = 3  # expected tokens shown per field
@@ -20,11 +21,13 @@ END = "<end>"
 
 
 def expected_after(
-    parts: Parts, state: NDArray[np.float32], names: Sequence[str | None] | None = None
+    parts: Parts, state: NDArray[np.float32], names: Sequence[str | None] | None = None,
+    heads: Sequence[F32] | None = None,
 ) -> dict[str, Any]:  # fmt: skip
     """The likeliest tokens, and of numbers where they should lie; of named ones those of `names`, if they are known.
 
-    Nothing while warming up: counts are kept by hashes, which cannot be turned back.
+    Nothing while warming up: counts are kept by hashes, which cannot be turned back. `heads` is what `heads_of` says of
+    the state, where that is known already.
     """
     if (learned := parts.learned) is None:
         return {field: [] for field in parts.fields}
@@ -32,8 +35,8 @@ def expected_after(
         forecasts = zip(parts.number_fields, learned.runtime.intervals(state), strict=True)
         return {field: [] for field in parts.fields} | {field: _interval(where) for field, where in forecasts}
     found: dict[str, Any] = {}
-    for f, (field, log_p) in enumerate(zip(parts.fields, learned.runtime.log_probabilities(state[None]), strict=False)):
-        p = log_p[0]
+    heads = heads_of(parts, state) if heads is None else heads
+    for f, (field, p) in enumerate(zip(parts.fields, heads, strict=False)):
         if f < parts.shape.fields:
             top = np.argsort(-p, kind="stable")[:TOP].tolist()
             found[field] = [{"token": _text(learned, f, t), "probability": float(np.exp(p[t]))} for t in top]
@@ -47,6 +50,13 @@ def expected_after(
         forecasts = zip(parts.number_fields, learned.runtime.intervals(state), strict=True)
         found |= {field: _interval(where) for field, where in forecasts}
     return found
+
+
+def heads_of(parts: Parts, state: F32) -> list[F32]:
+    """(V_f,) log-probabilities of each field under a state; none where no sequence model serves."""
+    if parts.learned is None or isinstance(parts.learned.runtime, LinearRuntime | SeasonalRuntime):
+        return []
+    return [head[0] for head in parts.learned.runtime.log_probabilities(state[None])]
 
 
 def _interval(where: tuple[float, float, float] | None) -> list[dict[str, float]]:

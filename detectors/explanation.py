@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from dataclasses import asdict
 from typing import Any
 
 import numpy as np
@@ -11,7 +10,7 @@ from numpy.typing import NDArray
 
 from detectors.contexts import Window
 from detectors.counterfactual import change_of_record
-from detectors.expectations import expected_after
+from detectors.expectations import expected_after, heads_of
 from detectors.occlusion import NOT_REPLAYED, Occlusion, Worst
 from detectors.parts import Parts
 from detectors.process import Verdicts
@@ -24,6 +23,7 @@ from features.tokens import RESERVED, Vocabulary
 
 SHOWN = 10  # last events shown; fewer where the config keeps a shorter context
 SHOWN_CHARACTERS = 1_024  # of a log line
+_LARGEST = float(np.finfo(np.float32).max)
 
 
 def explain_record(
@@ -32,9 +32,10 @@ def explain_record(
     """Explain the step `operation` of the walk. `rows` are those before the slice. Work: two heads, SHOWN lookups."""
     record = int(verdicts.walk.record[operation])
     came, names = observed(verdicts, record, parts), _names(verdicts.events, record, parts)
-    expected = expected_after(parts, verdicts.states[operation], names)
+    heads = heads_of(parts, verdicts.states[operation])
+    expected = expected_after(parts, verdicts.states[operation], names, heads)
     ids = parts.encoder.ids_of_hashes(verdicts.hashes[record : record + 1])[0]
-    change = occlusion.change or change_of_record(verdicts, operation, names, ids, parts)
+    change = occlusion.change or change_of_record(verdicts, operation, names, ids, heads, parts)
     if GAP in expected and came[GAP] is None:
         expected[GAP] = []  # a session's first event has none
     return {
@@ -73,7 +74,7 @@ def explain_end(verdicts: Verdicts, end: int, rows: SessionRows, parts: Parts, o
 
 
 def _earlier(occlusion: Occlusion) -> dict[str, Any]:
-    earlier = None if occlusion.earlier is None else [asdict(event) for event in occlusion.earlier]
+    earlier = None if occlusion.earlier is None else [event.told() for event in occlusion.earlier]
     return {"earlier": earlier, "explained": occlusion.outcome}
 
 
@@ -97,8 +98,7 @@ def observed(verdicts: Verdicts, record: int, parts: Parts) -> dict[str, str | f
 
 def _numbers(parts: Parts, measures: NDArray[np.float32]) -> dict[str, float | None]:
     """Numbers by their fields, as JSON can hold them: none where there is none, and none infinite."""
-    largest = float(np.finfo(np.float32).max)
-    shown = (None if math.isnan(x) else min(max(x, -largest), largest) for x in measures.tolist())
+    shown = (None if math.isnan(x) else min(max(x, -_LARGEST), _LARGEST) for x in measures.tolist())
     return dict(zip(parts.number_fields, shown, strict=True))
 
 
@@ -123,14 +123,15 @@ def in_words(
     vocabulary: Vocabulary | None,
 ) -> list[dict[str, Any]]:  # fmt: skip
     """Events that a row has kept, (k,), (k, F) and (k, N), as they can still be told: hashes cannot be turned back."""
-    ids, words = parts.encoder.ids_of_hashes(hashes), parts.fields[: parts.shape.fields]
+    ids, words = parts.encoder.ids_of_hashes(hashes).tolist(), parts.fields[: parts.shape.fields]
 
     def word(field: int, token: int) -> str:
         return RESERVED[token] if vocabulary is None else vocabulary.text(field, token)
 
-    return [
-        {"time_ms": int(t)}
-        | {field: word(f, int(ids[k, f])) for f, field in enumerate(words)}
-        | _numbers(parts, measures[k])
-        for k, t in enumerate(times)
+    told = [
+        {"time_ms": t, **{field: word(f, token) for f, (field, token) in enumerate(zip(words, tokens, strict=True))}}
+        for t, tokens in zip(times.tolist(), ids, strict=True)
     ]
+    if not parts.number_fields:
+        return told
+    return [event | _numbers(parts, numbers) for event, numbers in zip(told, measures, strict=True)]

@@ -38,6 +38,7 @@ from models.runtime import F32
 LEFT_OUT = 32  # events, the last ones: an explanation of a full context of 256 would take a second
 OF_SESSION = 8  # of these, where a session is explained
 FULL, WINDOW, BUDGET, NONE = "full", "window", "budget", "none"
+_AT_ONCE = 64  # records: some 32,000 variants' events at the usual context
 _CLOSE = 0.01  # of the score: what is explained is the score that was told
 
 
@@ -48,6 +49,10 @@ class Earlier:
     back: int
     time_ms: int
     share: float
+
+    def told(self) -> dict[str, int | float]:
+        """As messages have it."""
+        return {"back": self.back, "time_ms": self.time_ms, "share": self.share}
 
 
 @dataclass(frozen=True)
@@ -124,7 +129,7 @@ def occlude(
     budget = Budget(*state.explaining).since(state.next_offset)
     records = budget.first(records, verdicts.events.offsets[records], parts.explained)
     occluded = Occluded(
-        {int(i): occlude_record(verdicts, int(i), rows, parts) for i in records},
+        occlude_records(verdicts, records, rows, parts),
         {int(e): occlude_session(verdicts, int(e), rows, parts) for e in ends}, BUDGET,
     )  # fmt: skip
     occluded.outcomes.update(one.outcome for one in [*occluded.records.values(), *occluded.sessions.values()])
@@ -133,11 +138,26 @@ def occlude(
     return occluded, replace(state, explaining=budget.spent)
 
 
-def occlude_record(verdicts: Verdicts, i: int, rows: SessionRows, parts: Parts) -> Occlusion:
-    """Explain one record, whatever it costs."""
+def occlude_records(
+    verdicts: Verdicts, records: NDArray[np.intp], rows: SessionRows, parts: Parts
+) -> dict[int, Occlusion]:  # fmt: skip
+    """Explain records, by their numbers, whatever it costs; each as if it were the only one."""
+    found, most = dict[int, Occlusion](), parts.shape.context + 1
+    for low in range(0, len(records), _AT_ONCE):
+        numbers = records[low : low + _AT_ONCE].tolist()
+        operations = verdicts.walk.of_events[numbers].tolist()
+        windows = [Window.before(verdicts, operation, rows, itself=True).last(most) for operation in operations]
+        told = _leave_out(windows, parts, rows, LEFT_OUT, is_end=False)
+        for i, window, (score, earlier) in zip(numbers, windows, told, strict=True):
+            found[i] = _of_record(verdicts, i, window, score, earlier, rows, parts)
+    return found
+
+
+def _of_record(
+    verdicts: Verdicts, i: int, window: Window, score: float, earlier: tuple[Earlier, ...], rows: SessionRows,
+    parts: Parts,
+) -> Occlusion:  # fmt: skip
     learned, operation = _model(parts), int(verdicts.walk.of_events[i])
-    window = Window.before(verdicts, operation, rows, itself=True).last(parts.shape.context + 1)
-    score, earlier = _leave_out(window, parts, rows, LEFT_OUT, is_end=False)
     outcome = _outcome(score, float(verdicts.score[i]))
     changes = []
     if outcome == FULL and isinstance(learned.runtime, Ensemble) and not (verdicts.news[i] == NEWS).any():
@@ -169,28 +189,33 @@ def occlude_session(
     is_kept = _outcome(float(replayed.score[at]), told) == FULL
     worst = Worst(window.until(at).last(1), replayed.surprise[at]) if is_kept else None
     if end >= told:
-        score, earlier = _leave_out(window, parts, rows, most, is_end=True)
+        ((score, earlier),) = _leave_out([window], parts, rows, most, is_end=True)
         return Occlusion(_outcome(score, end), earlier, worst, _gone_on(verdicts, e, parts))
     if not is_kept:
         return NOT_REPLAYED
-    _, earlier = _leave_out(window.until(at), parts, rows, most, is_end=False)
+    ((_, earlier),) = _leave_out([window.until(at)], parts, rows, most, is_end=False)
     change = _change_of_session(verdicts, e, window, at, replayed.states[at], rows, parts) if window.is_whole else None
     return Occlusion(FULL, earlier, worst, change)
 
 
 def _leave_out(
-    window: Window, parts: Parts, rows: SessionRows, most: int, *, is_end: bool
-) -> tuple[float, tuple[Earlier, ...]]:
-    """The score of a window's last event, or of its end, and how much of it goes with each event before."""
-    before = len(window.time_ms) - (not is_end)
-    left_out = range(max(0, before - most), before) if len(window.time_ms) > 1 else range(0)
+    windows: Sequence[Window], parts: Parts, rows: SessionRows, most: int, *, is_end: bool
+) -> list[tuple[float, tuple[Earlier, ...]]]:
+    """The score of each window's last event, or of its end, and how much of it goes with each event before."""
+    befores = [len(window.time_ms) - (not is_end) for window in windows]
+    left_out = [
+        range(max(0, before - most), before) if len(window.time_ms) > 1 else range(0)
+        for window, before in zip(windows, befores, strict=True)
+    ]
     model, width = _model(parts).runtime, rows.hidden.shape[1]
-    score, scores = scores_without(window, left_out, model, width, parts, is_end=is_end)
-    shares = (np.float32(score) - scores).tolist()
-    earlier = (
-        Earlier(before - k, int(window.time_ms[k]), share) for k, share in zip(left_out, shares, strict=True)
-    )  # fmt: skip
-    return score, tuple(earlier)
+    told = list[tuple[float, tuple[Earlier, ...]]]()
+    of_windows = scores_without(windows, left_out, model, width, parts, is_end=is_end)
+    for window, before, events, found in zip(windows, befores, left_out, of_windows, strict=True):
+        shares = (np.float32(found.score) - found.scores).tolist()
+        times = window.time_ms[events.start : events.stop].tolist()
+        back = (before - k for k in events)
+        told.append((found.score, tuple(map(Earlier, back, times, shares))))
+    return told
 
 
 def _gone_on(verdicts: Verdicts, e: int, parts: Parts) -> Change | None:

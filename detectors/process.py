@@ -113,6 +113,8 @@ class Verdicts:
         "ok", or "warming_up" while no bundle serves: then scores come from what is learned online, NaN at first.
     measures
         (n, N) float32: what the model saw of the numbers.
+    ids
+        (n, F + ...) int32: of the tokens, of the numbers' bins, and what else the model was given.
     surprise
         (n, F + N) nats per field; score is their sum.
     score, p_value, anomaly
@@ -141,6 +143,7 @@ class Verdicts:
     events: Events
     hashes: NDArray[np.uint64]
     measures: F32
+    ids: NDArray[np.int32]
     walk: Walk
     status: str
     surprise: F32
@@ -235,7 +238,7 @@ def process_batch(
     judged, ends, keeper = _judge(score, news, ends, walk, events, online, partition, parts)
     tags, tag = tag_walk(walk, None if learned is None else judged.p_value, rows.tag, parts.rate)
     verdicts = Verdicts(
-        events, hashes, measures, walk, WARMING_UP if learned is None else OK, surprise, score, judged.p_value,
+        events, hashes, measures, ids, walk, WARMING_UP if learned is None else OK, surprise, score, judged.p_value,
         judged.calibrated, (judged.p_value <= parts.rate) & ~walk.is_late, judged.confidence,
         *_unknown_and_rare(ids, parts), states, ends,
         intake, intake.ordered.seen_at + parts.rules.reorder_ms - events.time_ms, news, tags,

@@ -101,6 +101,17 @@ def is_sampled(identity: str, share: float) -> bool:
     return share >= 1.0 or crc32(identity.encode()) < share * 2**32
 
 
+def sampled_records(verdicts: Verdicts, place: Place, parts: Parts, share: float) -> list[int]:
+    """Which of the slice's events `is_sampled` takes; ids are hashed from where they begin to differ."""
+    events = verdicts.events
+    if share <= 0.0 or share >= 1.0 or events.windows is not None:
+        everyone = range(len(events)) if share > 0.0 else ()
+        return [i for i in everyone if is_sampled(record_id(verdicts, i, place, parts), share)]
+    begun, below = crc32(message_id(parts.stream, place, 0, "").removesuffix("0/").encode()), share * 2**32
+    offsets = events.offsets.tolist()
+    return [i for i, offset in enumerate(offsets) if crc32(b"%d/record" % offset, begun) < below]
+
+
 def record_decision(verdicts: Verdicts, i: int, place: Place, parts: Parts) -> Json:
     """The decision on event `i` of the slice."""
     events = verdicts.events
@@ -184,11 +195,9 @@ class Emitter:
         `records` are those that the slice was decoded from.
         """
         verdicts, out = done.verdicts, list[Output]()
-        if self.sample > 0.0:
-            for i in range(len(verdicts.events)):
-                identity = record_id(verdicts, i, self.place, self.parts)
-                if is_sampled(identity, self.sample) and not (self.parts.sends_late and verdicts.late[i]):
-                    self._decide(out, self._decision_on_record(done, i), now_ms)
+        for i in sampled_records(verdicts, self.place, self.parts, self.sample):
+            if not (self.parts.sends_late and verdicts.late[i]):
+                self._decide(out, self._decision_on_record(done, i), now_ms)
         if self.parts.sends_late:
             out.extend(self._late(verdicts, i, now_ms) for i in np.flatnonzero(verdicts.late).tolist())
         for i in np.flatnonzero(verdicts.anomaly).tolist():

@@ -15,7 +15,7 @@ import numpy as np
 from detectors.absolution import absolve
 from detectors.contexts import Window
 from detectors.explanation import in_words
-from detectors.occlusion import LEFT_OUT, Occluded, Occlusion, occlude_record, occlude_session
+from detectors.occlusion import LEFT_OUT, Occluded, Occlusion, occlude_records, occlude_session
 from detectors.parts import Learned, Parts
 from detectors.rescoring import rescore
 from detectors.rows import PartitionState
@@ -105,7 +105,7 @@ def _explained(done: Processed, number: int, wanted: AnomalyId, parts: Parts) ->
         told = replace(told, rescored=again, occluded=Occluded(sessions=occluded))
         operation = int(verdicts.ends.operation[number])
     else:
-        occluded = {number: occlude_record(verdicts, number, rows, parts)}
+        occluded = occlude_records(verdicts, np.array([number]), rows, parts)
         told = replace(told, rescored=again, occluded=Occluded(records=occluded))
         operation = int(verdicts.walk.of_events[number])
     emitter, ending = Emitter(parts, wanted.place, 1.0), "/" + wanted.what

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import fields
+from struct import Struct
 from typing import Any
 from zlib import crc32
 
@@ -27,6 +28,7 @@ MAGIC = int.from_bytes(b"OB", "little")
 _TAGS = {"held": 1, "windows": 2, "segment": 3}  # columns of bytes, in the tail
 _PROFILE, _PROFILE_COLUMNS, _ENTRY_BYTES = 4, {"profile_keys", "profile_counts"}, 10
 _TAG = 5
+_PART = Struct("<BI")  # tag and length
 _COLUMNS = [f.name for f in fields(SessionRows) if f.name not in {*_TAGS, *_PROFILE_COLUMNS, "tag"}]
 _SINCE_2 = {"context_numbers", "counter_value", "counter_ms"}
 _SIZES = {1: ("hidden", "context"), 2: ("hidden", "context", "numbers", "counters")}
@@ -48,12 +50,13 @@ class RowFormat:
             packed[f"{name}_size"] = getattr(self.shape, name)
         for name in _COLUMNS:
             packed[name] = getattr(rows, name)
-        parts = [*(getattr(rows, name).tolist() for name in _TAGS), _profiles(rows), _tags(rows)]
-        tails = [_tail(row) for row in zip(*parts, strict=True)]
+        tails = _tails(rows)
         packed["tail"] = [len(tail) for tail in tails]
         whole, width = packed.tobytes(), head.itemsize
-        values = (whole[at * width : (at + 1) * width] + tail for at, tail in enumerate(tails))
-        return [value + crc32(value).to_bytes(4, "little") for value in values]
+        begins = range(0, len(whole), width)
+        values = [whole[at : at + width] + tail for at, tail in zip(begins, tails, strict=True)]
+        sums = np.array([crc32(value) for value in values], "<u4").tobytes()
+        return [value + sums[4 * i : 4 * i + 4] for i, value in enumerate(values)]
 
     def decode(self, values: Sequence[bytes]) -> SessionRows:
         """Rows of byte strings, of any version that is read.
@@ -112,13 +115,24 @@ def _head(version: int, shape: RowShape) -> np.dtype[Any]:
     return np.dtype([*known, *columns, ("tail", "<u4")])
 
 
-def _tail(parts: Sequence[bytes]) -> bytes:
-    tagged = zip((*_TAGS.values(), _PROFILE, _TAG), parts, strict=True)
-    return b"".join(bytes([tag]) + len(part).to_bytes(4, "little") + part for tag, part in tagged if part)
+def _tails(rows: SessionRows) -> list[bytes]:
+    """Each row's tail; most columns of it hold nothing in most rows, and cost nothing then."""
+    tails = [b""] * len(rows)
+    columns = [(tag, getattr(rows, name).tolist()) for name, tag in _TAGS.items()]
+    for tag, column in [*columns, (_PROFILE, _profiles(rows)), (_TAG, _tags(rows))]:
+        if any(column):
+            tails = [tail + _tagged(tag, part) if part else tail for tail, part in zip(tails, column, strict=True)]
+    return tails
+
+
+def _tagged(tag: int, part: bytes) -> bytes:
+    return _PART.pack(tag, len(part)) + part
 
 
 def _profiles(rows: SessionRows) -> list[bytes]:
     """Each row's profile; entries are taken one after the other."""
+    if not rows.profile_keys.shape[1]:
+        return [b""] * len(rows)
     taken = (rows.profile_keys != FREE).sum(axis=1).tolist()
     keys, counts = rows.profile_keys, rows.profile_counts
     return [keys[i, :n].tobytes() + counts[i, :n].tobytes() for i, n in enumerate(taken)]

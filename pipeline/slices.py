@@ -77,7 +77,7 @@ def process_slice(
     """
     came, until_ms, left = _as_far_as_ends_allow(store, events, state, parts, limit)
     events, duplicates, state = without_duplicates(came, state, parts)
-    watermark_ms = max([state.watermark_ms, *events.time_ms.tolist()]) if until_ms is None else until_ms
+    watermark_ms = int(events.time_ms.max(initial=state.watermark_ms)) if until_ms is None else until_ms
     timers = store.due(watermark_ms - parts.rules.reorder_ms, limit)
     names = list(dict.fromkeys([*events.sessions, *(name for _, name in timers), *(closing or ())]))
     if not store.make_room(names):
@@ -92,9 +92,12 @@ def process_slice(
     )  # fmt: skip
     # Sessions that were only looked at, because a timer was set before they went on, are as they were.
     is_touched |= (after.events != rows.events) | (after.held != rows.held) | (after.windows != rows.windows)
-    touched = np.flatnonzero(is_touched)
-    store.put([names[i] for i in touched.tolist()], after.take(touched))
-    place = {name: i for i, name in enumerate(names)}
+    if is_touched.all():
+        store.put(names, after)
+    else:
+        touched = np.flatnonzero(is_touched)
+        store.put([names[i] for i in touched.tolist()], after.take(touched))
+    place = {name: i for i, name in enumerate(names)} if timers else {}
     store.rearm(timers, after.take(np.array([place[name] for _, name in timers], np.intp)))
     verdicts, absolved = absolve(verdicts, rows, state.absolved, parts)
     state, watched, drifted = _watch(state, came, verdicts, parts)
@@ -154,7 +157,11 @@ def _watch(
     state: PartitionState, came: Events, verdicts: Verdicts, parts: Parts
 ) -> tuple[PartitionState, Watched, Drifted]:
     """What the records looked like, as they came and as they were scored."""
-    watched, drifted, ids = NOTHING_WATCHED, Drifted(), parts.encoder.ids(came.tokens, len(came))
+    watched, drifted = NOTHING_WATCHED, Drifted()
+    if parts.watch is None and parts.drift is None:
+        return state, watched, drifted
+    is_same = verdicts.events.tokens is came.tokens  # nothing waited, and nothing was gathered
+    ids = verdicts.ids[:, : parts.shape.fields].copy() if is_same else parts.encoder.ids(came.tokens, len(came))
     if parts.watch is not None and (len(came) or came.rejects):
         schema, watched = parts.watch.update_many(state.schema, came, ids)
         state = replace(state, schema=schema)

@@ -109,14 +109,16 @@ class RowStore:
     def put(self, names: Sequence[str], rows: SessionRows) -> None:
         """Write rows back; those that are not open have ended and go."""
         is_open = rows.is_open
-        slots = np.empty(len(names), np.intp)
-        for i, (name, stays) in enumerate(zip(names, is_open.tolist(), strict=True)):
-            if stays:
-                self.open_sessions += name not in self._slots
-                slots[i] = self._slot(name)
+        slots = np.array([self._slots.get(name, -1) for name in names], np.intp)
+        for i in np.flatnonzero(~is_open | (slots < 0)).tolist():  # most go on
+            if is_open[i]:
+                self.open_sessions += 1
+                slots[i] = self._slot(names[i])
             else:
-                self._end(name)
-        kept, rows = slots[is_open], rows.take(np.flatnonzero(is_open))
+                self._end(names[i])
+        kept = slots
+        if not is_open.all():
+            kept, rows = slots[is_open], rows.take(np.flatnonzero(is_open))
         # Later events need no later timer. A session that opens does, also one whose name was open until just now, and
         # one whose earliest event that waits is another.
         new = self._rows.first_ms[kept] != rows.first_ms

@@ -12,7 +12,7 @@ from rich.console import Console
 
 from detectors.calibration import Calibration
 from detectors.explanation import explain_end, explain_record
-from detectors.occlusion import occlude_record, occlude_session
+from detectors.occlusion import occlude_records, occlude_session
 from detectors.parts import Learned, Parts
 from detectors.process import process_batch
 from detectors.rows import PartitionState, RowShape, SessionRows
@@ -58,7 +58,8 @@ def _measure(parts: Parts, anomalies: int) -> tuple[list[float], list[float]]:
         short, _, _ = process_batch(_session(rng, number, _SHORT), rows, PartitionState(0), parts)
         began = time.process_time()
         operation = int(long.walk.of_events[_LONG - 1])
-        explain_record(long, operation, rows, parts, occlude_record(long, _LONG - 1, rows, parts))
+        occluded = occlude_records(long, np.array([_LONG - 1]), rows, parts)
+        explain_record(long, operation, rows, parts, occluded[_LONG - 1])
         between = time.process_time()
         explain_end(short, 0, rows, parts, occlude_session(short, 0, rows, parts))
         if number:  # the first compiles
