@@ -45,7 +45,7 @@ def explain_record(
             field: float(nats) for field, nats in zip(parts.fields, verdicts.surprise[record], strict=True)
         },
         "unit": parts.unit,
-        "context": _context(verdicts, operation, rows, parts),
+        "context": _context(occlusion.before or Window.before(verdicts, operation, rows), parts),
         "would_be_normal": None if change is None else change.told(),
         **_earlier(occlusion),
     }
@@ -67,7 +67,7 @@ def explain_end(verdicts: Verdicts, end: int, rows: SessionRows, parts: Parts, o
         "worst_offset": offset if offset >= 0 else None,
         "profile": explain_profile(verdicts.ends, end, parts),
         "worst": None if occlusion.worst is None else _worst(occlusion.worst, parts),
-        "context": _context(verdicts, operation, rows, parts),
+        "context": _context(Window.before(verdicts, operation, rows), parts),
         "would_be_normal": None if occlusion.change is None else occlusion.change.told(),
         **_earlier(occlusion),
     }
@@ -108,12 +108,12 @@ def _names(events: Events, record: int, parts: Parts) -> list[str | None]:
     return [None if column is None else column[record] for column in names or [None] * len(parts.number_fields)]
 
 
-def _context(verdicts: Verdicts, operation: int, rows: SessionRows, parts: Parts) -> list[dict[str, Any]]:
-    """The session's last events before an operation, oldest first, the same however the stream was sliced.
+def _context(before: Window, parts: Parts) -> list[dict[str, Any]]:
+    """The session's last events, oldest first, the same however the stream was sliced.
 
     Tokens are read back from their hashes, also those of this slice, so an unknown one is `<oov>` in either case.
     """
-    window = Window.before(verdicts, operation, rows).last(min(SHOWN, parts.shape.context))
+    window = before.last(min(SHOWN, parts.shape.context))
     vocabulary = None if parts.learned is None else parts.learned.vocabulary
     return in_words(window.time_ms, window.hashes, window.measures, parts, vocabulary)
 

@@ -78,12 +78,15 @@ class Occlusion:
         Of a session the strangest record, where it is kept.
     change
         What would have been normal, where only a replay can tell: of sessions, and under an ensemble.
+    before
+        Of a record the session's events before it, as many as its row keeps.
     """
 
     outcome: str
     earlier: tuple[Earlier, ...] | None
     worst: Worst | None = None
     change: Change | None = None
+    before: Window | None = None
 
 
 NOT_REPLAYED = Occlusion(NONE, None)
@@ -158,21 +161,20 @@ def _of_record(
     parts: Parts,
 ) -> Occlusion:  # fmt: skip
     learned, operation = _model(parts), int(verdicts.walk.of_events[i])
-    outcome = _outcome(score, float(verdicts.score[i]))
+    outcome, before = _outcome(score, float(verdicts.score[i])), window.until(len(window.time_ms) - 2)
     changes = []
     if outcome == FULL and isinstance(learned.runtime, Ensemble) and not (verdicts.news[i] == NEWS).any():
         changes = changes_to_replay(window, len(window.time_ms) - 1, verdicts.states[operation], parts)
     if not changes:
-        return Occlusion(outcome, earlier)
+        return Occlusion(outcome, earlier, before=before)
     replayed = _replay([changed for *_, changed in changes], parts, rows)
     scores = replayed.score[_last(replayed)]
     segments = verdicts.events.segments
     segment = [None if segments is None else segments[i]] * len(scores)
     calibrated = p_values_of_scores(scores, segment, learned, parts)
     p_values = as_adapted(calibrated, verdicts.calibrated[i], verdicts.p_value[i])
-    return Occlusion(
-        outcome, earlier, change=best_replayed(changes, scores.tolist(), p_values.tolist(), parts.rate)
-    )  # fmt: skip
+    change = best_replayed(changes, scores.tolist(), p_values.tolist(), parts.rate)
+    return Occlusion(outcome, earlier, change=change, before=before)
 
 
 def occlude_session(

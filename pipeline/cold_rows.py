@@ -18,6 +18,7 @@ from rocksdict import (
     Rdict,
     WriteBatch,
     WriteBufferManager,
+    WriteOptions,
 )
 
 from pipeline.errors import DamagedStateError
@@ -72,6 +73,9 @@ class Memory:
 class ColdRows:
     """One RocksDB, opened by one process at a time.
 
+    Changes are in no log of RocksDB's: the changelog is one. A process that is killed leaves what was flushed, rows and
+    timers up to one and the same position, and what follows is replayed from there; a closed database lacks nothing.
+
     Parameters
     ----------
     path
@@ -90,6 +94,8 @@ class ColdRows:
         self.path = path
         memory = Memory() if memory is None else memory
         rows, timers = _options(memory, 16 << 20), _options(memory, 4 << 20)
+        self._unlogged = WriteOptions()
+        self._unlogged.disable_wal = True
         with _noticing_damage(path):
             self._db = Rdict(str(path), rows, column_families={"default": rows, _TIMERS: timers})
             self._timers = self._db.get_column_family(_TIMERS)
@@ -166,7 +172,7 @@ class ColdRows:
         if in_step_ms is not None:
             batch.put(_IN_STEP, b"%d" % in_step_ms)
         with _noticing_damage(self.path):
-            self._db.write(batch)
+            self._db.write(batch, self._unlogged)
 
     def replay(
         self, changes: Changes, position: int, in_step_ms: int | None, first_due_ms: Callable[[bytes], int]
@@ -224,7 +230,7 @@ class ColdRows:
             timers = [key for key in self._timers.keys() if key[8:] in wanted]  # noqa: SIM118 (Rdict is no dict)
             for key in timers:
                 self._timers.delete(key)
-            self._timers.flush()  # both, for they share the log of what is not flushed
+            self._timers.flush()
             self._db.flush()
             for key in timers:
                 self._timers.compact_range(key, key + b"\0", whole)
@@ -263,7 +269,7 @@ def _options(memory: Memory, write_buffer: int) -> Options:
     options.set_write_buffer_size(write_buffer)
     options.set_max_write_buffer_number(2)
     options.set_max_background_jobs(2)
-    options.set_max_total_wal_size(64 << 20)
+    options.set_atomic_flush(True)  # else a kill could leave rows and timers of two positions
     options.set_max_open_files(256)  # of each partition; else all its files stay open
     options.set_keep_log_file_num(2)
     return options

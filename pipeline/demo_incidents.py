@@ -79,18 +79,17 @@ class Incidents:
     def first_of(self, wrong_from_ms: Mapping[str, int], places: Iterable[Place]) -> Told | None:
         """The first message that tells of a fault; None where no incident does.
 
-        It must name one of the fault's sessions and one of its places, and be no older than the fault: opened by an
-        anomaly after its first wrong record, or open because of something else and joined by that place since then.
+        It must name one of the fault's places, and a session of it that went wrong before the latest anomaly told of and
+        was not named before, for something else. The incident may have been open because of that.
         """
-        from_ms, places = min(wrong_from_ms.values()), set(places)
-        due = [
-            told for messages in self._told.values() for told in messages
-            if told.sessions & wrong_from_ms.keys()
-            and any(
-                messages[0].last_ms >= from_ms or since_ms >= from_ms
-                for place, since_ms in told.causes.items() if place in places
-            )
-        ]  # fmt: skip
+        places, due = set(places), list[Told]()
+        for messages in self._told.values():
+            named = {
+                session for told in messages for session in told.sessions & wrong_from_ms.keys()
+                if told.last_ms < wrong_from_ms[session]
+            }  # fmt: skip
+            wrong = wrong_from_ms.keys() - named
+            due += [told for told in messages if told.sessions & wrong and told.causes.keys() & places]
         return min(due, key=lambda told: told.read_ms, default=None)
 
     def part_of(self, name: str) -> str:

@@ -74,6 +74,7 @@ def rocksdb_first() -> None:
     async def save(self: Any, copies: Any) -> None:
         timers, void_timers = copies.snapshot.timers, copies.snapshot.void_timers
         self.cold.write(copies.changes, self.cold.position, self.context.now_ms(), timers, void_timers)
+        self.cold._db.flush()  # what is not flushed does not survive
         await whole(self, copies)
 
     holding.Holding.save = save  # type: ignore[method-assign]
