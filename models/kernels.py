@@ -14,8 +14,8 @@ f4 = np.float32
 LOG2E = f4(1.4426950408889634)
 LN2_HIGH, LN2_LOW = f4(0.693359375), f4(-2.12194440e-4)  # ln 2 in two parts, so that x - n ln 2 keeps its bits
 # Kernels run m operations on S rows: `kind` (m,) says what, `row` (m,) on which row, `record` (m,) by which of n
-# events, `first` (n,) whether this opens a session, so that its row begins at `start`. An event is scored and applied to
-# its row, scored alone, or applied alone. Other kinds are ends of sessions, and have no event.
+# events, `first` (n,) whether this opens a session, so that its row begins at `start`. An event is scored and applied
+# to its row, scored alone, or applied alone. Other kinds are ends of sessions, and have no event.
 STEP, LATE, ADVANCE = 0, 5, 6
 
 # LLVM may contract, reassociate and so vectorise. It may also take all numbers for finite, which weights are checked

@@ -68,8 +68,9 @@ class RowKernel:
         )  # fmt: skip
         values = np.empty((len(tokens), 0), np.float32)
         if numbers is not None and self.spec.values:
-            values = numbers
-        self._run(kind, row, record, first, tokens, among, log_gap, values, scores)
+            values = np.ascontiguousarray(numbers)
+        tokens, log_gap = np.ascontiguousarray(tokens), np.ascontiguousarray(log_gap)  # else numba would compile anew
+        self._run(kind, row, record, first, tokens, np.ascontiguousarray(among), log_gap, values, scores)
         add_tails(scores, tails)
         return scores
 

@@ -55,11 +55,11 @@ def _add_products(out, x, w, count):
 
 
 @njit(inline="always", error_model="numpy")
-def _link(low, high, kind, row, record, first, newest, of, previous, position, opened):
+def _link(low, high, kind, row, record, first, newest, of, previous, back, position, opened):
     """Find the runs of events among operations `low` to `high`; how many events they apply.
 
-    Of the e-th of these, `of` says the row, `previous` which came before it in its run (-1: none of these did),
-    `position` how many did, `opened` whether the run begins its session. `newest` (S,) is each row's last one.
+    Of the e-th of these, `of` says the row, `previous` and `back` which came before it in its run (-1: none of these
+    did), `position` how many did, `opened` whether the run begins its session. `newest` (S,) is each row's last one.
     """
     count = 0
     for o in range(low, high):
@@ -67,7 +67,7 @@ def _link(low, high, kind, row, record, first, newest, of, previous, position, o
             continue
         s, opens = row[o], first[record[o]]
         before = -1 if opens else newest[s]
-        of[count], previous[count] = s, before
+        of[count], previous[count], back[count] = s, before, before
         position[count] = position[before] + 1 if before >= 0 else 0
         opened[count] = opened[before] if before >= 0 else opens
         newest[s] = count
@@ -152,14 +152,13 @@ def score_and_step(
     opened, newest = np.empty(AT_ONCE, np.bool_), np.full(len(hidden), -1, np.int64)
     for low in range(0, len(kind), AT_ONCE):
         high = min(low + AT_ONCE, len(kind))
-        count = _link(low, high, kind, row, record, first, newest, of, previous, position, opened)
+        count = _link(low, high, kind, row, record, first, newest, of, previous, back, position, opened)
         e = 0
         for o in range(low, high):
             if kind[o] == STEP or kind[o] == ADVANCE:
                 read_event(
                     x[e], record[o], tokens, log_gap, values, table, table_offset, gap_weight, value_weight, bias
                 )
-                back[e] = previous[e]
                 e += 1
         at, far = size, 1
         for b in range(len(before)):
