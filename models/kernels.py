@@ -10,6 +10,8 @@ from __future__ import annotations
 import numpy as np
 from numba import njit
 
+from models.lanes import LANES, add_products
+
 f4 = np.float32
 LOG2E = f4(1.4426950408889634)
 LN2_HIGH, LN2_LOW = f4(0.693359375), f4(-2.12194440e-4)  # ln 2 in two parts, so that x - n ln 2 keeps its bits
@@ -18,6 +20,7 @@ LN2_HIGH, LN2_LOW = f4(0.693359375), f4(-2.12194440e-4)  # ln 2 in two parts, so
 # to its row, scored alone, or applied alone. Other kinds are ends of sessions, and have no event.
 STEP, LATE, ADVANCE = 0, 5, 6
 
+# Kernels that run for long leave the interpreter to other threads meanwhile (nogil).
 # LLVM may contract, reassociate and so vectorise. It may also take all numbers for finite, which weights are checked
 # to be and inputs are by construction.
 FAST = True
@@ -102,21 +105,41 @@ def _surprise_in_class(logits, h, head, head_bias, size, low, high, at, width, s
     return of_class + _log_sum_exp(logits, begin, end) - logits[at + symbol]
 
 
-@njit(inline="always", fastmath=FAST, error_model="numpy")
-def score_event(
-    i, h, size, fields, free, width, tokens, among, head, head_bias, head_offset, classed, logits, surprise,
-):  # fmt: skip
-    """Score event `i` under the state before it.
-
-    Each core's kernel has the loop over its operations itself, and hands over what does not change in it: a second
-    level of functions that are given arrays costs .15 us an operation, in counting who refers to them.
+@njit(forceinline=True, error_model="numpy")
+def begin_operation(o, kind, row, record, first, hidden, start, h, states):
+    """Make h (H,) the state that operation `o` is scored under, and note it in `states`.
 
     Parameters
     ----------
-    h
-        (H,) float32: what heads read.
-    size, fields, free, width
-        H; F; F - G, as many fields have no known range; head_offset[F].
+    kind, row, record, first
+        Operations, as above.
+    start
+        (H,) what heads read before a session's first event.
+    hidden
+        (S, H or more) float32; what lies beyond H is another's.
+    states
+        Out: (m, H).
+    """
+    s = row[o]
+    is_event = kind[o] == STEP or kind[o] == LATE or kind[o] == ADVANCE
+    opens = is_event and first[record[o]]
+    for j in range(len(start)):
+        h[j] = start[j] if opens else hidden[s, j]
+        states[o, j] = h[j]
+
+
+@njit(cache=True, nogil=True, fastmath=FAST, error_model="numpy")
+def score_states(
+    kind, record, states, tokens, among, head, head_bias, head_offset, classed, surprise, end_surprise
+):  # fmt: skip
+    """Score what m operations are by the states before them; those that only advance are not scored.
+
+    Parameters
+    ----------
+    kind, record
+        Operations, as above.
+    states
+        (m, H) float32.
     tokens
         (n, F + I) int32 ids, those of F fields and of I inputs that are not predicted.
     among
@@ -128,20 +151,48 @@ def score_event(
     classed
         (F, 3): of a field with classes, how many symbols each has, where the columns of its symbols begin and end; all
         of them stand after head_offset[F]. Else 0.
-    logits
-        (W,) to work in.
-    surprise
-        Out: (n, F) float32 in nats.
+    surprise, end_surprise
+        Out: (n, F) float32 in nats, (m,) surprise of each end.
     """
-    for j in range(width):
-        logits[j] = head_bias[j]
-    add_product(logits, h, head, size, 0, width)
-    for f in range(fields):
+    size, fields = states.shape[1], len(head_offset) - 1
+    if fields == 0:
+        return
+    free, width, end_width = fields - among.shape[1], head_offset[fields], head_offset[1]
+    logits, h = np.zeros((LANES, head.shape[1]), f4), np.zeros((LANES, size), f4)
+    of = np.empty(LANES, np.int64)
+    o = 0
+    while o < len(kind):
+        count = 0
+        while count < LANES and o < len(kind):
+            if kind[o] == STEP or kind[o] == LATE:
+                of[count] = o
+                for j in range(size):
+                    h[count, j] = states[o, j]
+                for j in range(width):
+                    logits[count, j] = head_bias[j]
+                count += 1
+            elif kind[o] != ADVANCE:
+                end_surprise[o] = _surprise_of_end(states[o], head, head_bias, classed, end_width)
+            o += 1
+        if count == 0:
+            break
+        add_products(logits, h, head, size, width)
+        for lane in range(count):
+            i = record[of[lane]]
+            _score_event(
+                i, h[lane], free, tokens, among, head, head_bias, head_offset, classed, logits[lane], surprise
+            )  # fmt: skip
+
+
+@njit(inline="always", fastmath=FAST, error_model="numpy")
+def _score_event(i, h, free, tokens, among, head, head_bias, head_offset, classed, logits, surprise):
+    for f in range(len(head_offset) - 1):
         low, high = head_offset[f], head_offset[f + 1]
         if classed[f, 0] > 0:
             surprise[i, f] = _surprise_in_class(
-                logits, h, head, head_bias, size, low, high, classed[f, 1], classed[f, 0], classed[f, 2], tokens[i, f]
-            )
+                logits, h, head, head_bias, len(h), low, high, classed[f, 1], classed[f, 0], classed[f, 2],
+                tokens[i, f],
+            )  # fmt: skip
             continue
         came = logits[low + tokens[i, f]]
         if f >= free:
@@ -153,19 +204,16 @@ def score_event(
                 surprise[i, f] -= _exp(logits[j] - total) * (total - logits[j])
 
 
-@njit(inline="always", fastmath=FAST, error_model="numpy")
-def score_end(o, s, hidden, size, end_width, head, head_bias, classed, logits, end_surprise):
-    """Score operation `o`, the end of row `s`, by the first `end_width` columns; else as `score_event` has it."""
+@njit(cache=True, fastmath=FAST, error_model="numpy")
+def _surprise_of_end(h, head, head_bias, classed, end_width):
+    logits = np.empty(head.shape[1], f4)
     for j in range(end_width):
         logits[j] = head_bias[j]
-    add_product(logits, hidden[s], head, size, 0, end_width)
-    if classed[0, 0] > 0:
-        at, stop = classed[0, 1], classed[0, 2]
-        end_surprise[o] = _surprise_in_class(
-            logits, hidden[s], head, head_bias, size, 0, end_width, at, classed[0, 0], stop, stop - at - 1
-        )
-    else:
-        end_surprise[o] = _log_sum_exp(logits, 0, end_width) - logits[end_width - 1]
+    add_product(logits, h, head, len(h), 0, end_width)
+    if classed[0, 0] == 0:
+        return _log_sum_exp(logits, 0, end_width) - logits[end_width - 1]
+    at, stop = classed[0, 1], classed[0, 2]
+    return _surprise_in_class(logits, h, head, head_bias, len(h), 0, end_width, at, classed[0, 0], stop, stop - at - 1)
 
 
 @njit(inline="always", fastmath=FAST, error_model="numpy")

@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from models.errors import BundleError
-from models.kernels import input_table, log_probabilities
+from models.kernels import input_table, log_probabilities, score_states
 from models.runtime import F32, Scores, add_tails
 from models.spec import ModelSpec
 
@@ -46,11 +46,11 @@ class RowKernel:
         """Keep the core's own weights as its kernel wants them."""
         raise NotImplementedError
 
-    def _run(
+    def _advance(
         self, kind: NDArray[np.int8], row: NDArray[np.int32], record: NDArray[np.int32], first: NDArray[np.bool_],
-        tokens: NDArray[np.int32], among: NDArray[np.int32], log_gap: F32, values: F32, scores: Scores,
+        tokens: NDArray[np.int32], log_gap: F32, values: F32, scores: Scores,
     ) -> None:  # fmt: skip
-        """Run operations; `scores.hidden` are the rows before them and then those after, the rest is filled in."""
+        """Make `scores.states` those before each operation, and `scores.hidden`, the rows before them, those after."""
         raise NotImplementedError
 
     def score_and_step(
@@ -70,7 +70,11 @@ class RowKernel:
         if numbers is not None and self.spec.values:
             values = np.ascontiguousarray(numbers)
         tokens, log_gap = np.ascontiguousarray(tokens), np.ascontiguousarray(log_gap)  # else numba would compile anew
-        self._run(kind, row, record, first, tokens, np.ascontiguousarray(among), log_gap, values, scores)
+        self._advance(kind, row, record, first, tokens, log_gap, values, scores)
+        score_states(
+            kind, record, scores.states, tokens, np.ascontiguousarray(among), self._head, self._head_bias,
+            self._head_offset, self._classed, scores.surprise, scores.end_surprise,
+        )  # fmt: skip
         add_tails(scores, tails)
         return scores
 

@@ -13,7 +13,7 @@ import numpy as np
 from numba import njit
 from numpy.typing import NDArray
 
-from models.kernels import ADVANCE, FAST, LATE, STEP, f4, read_event, score_end, score_event
+from models.kernels import ADVANCE, FAST, STEP, begin_operation, f4, read_event
 from models.row_kernel import RowKernel
 from models.runtime import F32, Scores
 from models.spec import dilations
@@ -110,20 +110,18 @@ def _keep(seen, count, far, at, hidden, newest, of, previous, position, opened):
             e = previous[e]
 
 
-@njit(cache=True, fastmath=FAST, error_model="numpy")
-def score_and_step(
-    kind, row, record, first, tokens, among, log_gap, values, hidden, start,
+@njit(cache=True, nogil=True, fastmath=FAST, error_model="numpy")
+def advance(
+    kind, row, record, first, tokens, log_gap, values, hidden, start,
     table, table_offset, gap_weight, value_weight, bias, scale, shift, before, now, now_bias, leave, leave_bias,
-    head, head_bias, head_offset, classed, surprise, states, end_surprise,
+    states,
 ):  # fmt: skip
-    """Run m operations on S rows: score each event under the state before it, then step.
+    """Advance S rows by m operations.
 
     Parameters
     ----------
-    kind, row, record, first
-        Operations, as `models.kernels` has them.
-    tokens, among, head, head_bias, head_offset, classed
-        As in `models.kernels.score_event`.
+    kind, row, record, first, tokens, start, states
+        As in `models.kernels.begin_operation`.
     log_gap, values, table, table_offset, gap_weight, value_weight, bias
         As in `models.kernels.read_event`, for G = H: what enters the first block.
     hidden
@@ -135,18 +133,11 @@ def score_and_step(
         (B, H, H) transposed, twice, and (B, H): the two taps of the convolutions.
     leave, leave_bias
         (B, H, H) transposed and (B, H): the products after them.
-    start
-        (H,) what heads read before a session's first event.
-    surprise, states, end_surprise
-        Out: (n, F) float32 in nats, (m, H) states each operation was scored under, (m,) surprise of each end.
     """
     size = len(start)
-    fields = len(head_offset) - 1
-    free, width = fields - among.shape[1], head_offset[fields]
-    end_width = head_offset[1] if fields > 0 else 0
     x, seen = np.empty((AT_ONCE, size), f4), np.empty((AT_ONCE, size), f4)
     past, inner = np.empty((AT_ONCE, size), f4), np.empty((AT_ONCE, size), f4)
-    h, logits = np.empty(size, f4), np.empty(head.shape[1], f4)
+    h = np.empty(size, f4)
     of, previous = np.empty(AT_ONCE, np.int64), np.empty(AT_ONCE, np.int64)
     position, back = np.empty(AT_ONCE, np.int64), np.empty(AT_ONCE, np.int64)
     opened, newest = np.empty(AT_ONCE, np.bool_), np.full(len(hidden), -1, np.int64)
@@ -180,26 +171,10 @@ def score_and_step(
         _normalise(seen, x, count, scale[len(before)], shift[len(before)])
         e = 0
         for o in range(low, high):
-            s = row[o]
-            if kind[o] != STEP and kind[o] != LATE and kind[o] != ADVANCE:
-                for j in range(size):
-                    states[o, j] = hidden[s, j]
-                if fields > 0:
-                    score_end(o, s, hidden, size, end_width, head, head_bias, classed, logits, end_surprise)
-                continue
-            i = record[o]
-            for j in range(size):
-                h[j] = start[j] if first[i] else hidden[s, j]
-                states[o, j] = h[j]
-            if kind[o] != ADVANCE:
-                score_event(
-                    i, h, size, fields, free, width, tokens, among, head, head_bias, head_offset, classed, logits,
-                    surprise,
-                )  # fmt: skip
-            if kind[o] == LATE:
-                continue
-            hidden[s, :size] = seen[e]
-            e += 1
+            begin_operation(o, kind, row, record, first, hidden, start, h, states)
+            if kind[o] == STEP or kind[o] == ADVANCE:
+                hidden[row[o], :size] = seen[e]
+                e += 1
         for e in range(count):
             newest[of[e]] = -1
 
@@ -233,12 +208,10 @@ class TcnKernel(RowKernel):
             of_blocks("leave.weight"), of_blocks("leave.bias"),
         )  # fmt: skip
 
-    def _run(
+    def _advance(
         self, kind: NDArray[np.int8], row: NDArray[np.int32], record: NDArray[np.int32], first: NDArray[np.bool_],
-        tokens: NDArray[np.int32], among: NDArray[np.int32], log_gap: F32, values: F32, scores: Scores,
+        tokens: NDArray[np.int32], log_gap: F32, values: F32, scores: Scores,
     ) -> None:  # fmt: skip
-        score_and_step(
-            kind, row, record, first, tokens, among, log_gap, values, scores.hidden, self._start, *self._weights,
-            self._head, self._head_bias, self._head_offset, self._classed,
-            scores.surprise, scores.states, scores.end_surprise,
-        )  # fmt: skip
+        advance(
+            kind, row, record, first, tokens, log_gap, values, scores.hidden, self._start, *self._weights, scores.states
+        )
