@@ -172,7 +172,10 @@ def learned_of(bundle: Bundle, runtime: str = "auto", device: str = "cpu", *, se
     if again is not None:
         if second:
             its = replace(spec, core=again)
-            mine = load_runtime(its, _below(weights, _SECOND_WEIGHTS), device=device)  # none of these has a kernel
+            anything = (
+                "torch" if runtime == "torch" else "auto"
+            )  # a transformer has no kernel, whatever serves the first
+            mine = load_runtime(its, _below(weights, _SECOND_WEIGHTS), anything, device)
             stage = SecondStage(again, mine, row_width(its, fields), *of_second)
         weights = {name: w for name, w in weights.items() if not name.startswith(_SECOND_WEIGHTS)}
     if cores:

@@ -17,7 +17,7 @@ def hold(kind, row, record, first, values, last, known, before):
     Parameters
     ----------
     kind, row, record, first
-        As in `models.kernels.score_and_step`: m operations, and which of n records open a session.
+        Operations, as `models.kernels` has them, and which of n records open a session.
     values
         (n, C) float32, NaN where missing.
     last

@@ -1,4 +1,4 @@
-"""GRU steps and softmax heads in numba, row by row: a row's result has the same bits whatever stands beside it.
+"""Softmax heads and what else the cores' kernels share, row by row: the same bits whatever stands beside a row.
 
 Every session advances through one and the same compiled path, with fixed orders of summation, so neither the size of
 a batch nor a row's place in it can change a bit. (BLAS does not give that: its blocking depends on the shape.) The
@@ -10,18 +10,23 @@ from __future__ import annotations
 import numpy as np
 from numba import njit
 
+from models.lanes import LANES, add_products
+
 f4 = np.float32
 LOG2E = f4(1.4426950408889634)
 LN2_HIGH, LN2_LOW = f4(0.693359375), f4(-2.12194440e-4)  # ln 2 in two parts, so that x - n ln 2 keeps its bits
-# An event that is scored and advances its row, one that is scored only, and one that advances only; others are ends.
+# Kernels run m operations on S rows: `kind` (m,) says what, `row` (m,) on which row, `record` (m,) by which of n
+# events, `first` (n,) whether this opens a session, so that its row begins at `start`. An event is scored and applied
+# to its row, scored alone, or applied alone. Other kinds are ends of sessions, and have no event.
 STEP, LATE, ADVANCE = 0, 5, 6
 
+# Kernels that run for long leave the interpreter to other threads meanwhile (nogil).
 # LLVM may contract, reassociate and so vectorise. It may also take all numbers for finite, which weights are checked
 # to be and inputs are by construction.
-_FAST = True
+FAST = True
 
 
-@njit(inline="always", fastmath=_FAST, error_model="numpy")
+@njit(inline="always", fastmath=FAST, error_model="numpy")
 def _exp(x):
     """Exp in float32 by range reduction and a polynomial of degree 5 (Cephes expf), relative error about 1e-7."""
     x = min(max(x, f4(-87.0)), f4(88.0))
@@ -38,8 +43,8 @@ def _exp(x):
     return p * bits.view(f4)
 
 
-@njit(inline="always", fastmath=_FAST, error_model="numpy")
-def _tanh(x):
+@njit(inline="always", fastmath=FAST, error_model="numpy")
+def tanh(x):
     """Tanh in float32 as a ratio of polynomials of degrees 13 and 6 (Eigen's coefficients), error about 1e-7."""
     x = min(max(x, f4(-7.90531110763549805)), f4(7.90531110763549805))
     y = x * x
@@ -57,13 +62,14 @@ def _tanh(x):
     return x * p / q
 
 
-@njit(inline="always", fastmath=_FAST, error_model="numpy")
-def _sigmoid(x):
-    return f4(0.5) * _tanh(f4(0.5) * x) + f4(0.5)
+@njit(inline="always", fastmath=FAST, error_model="numpy")
+def sigmoid(x):
+    """By `tanh`."""
+    return f4(0.5) * tanh(f4(0.5) * x) + f4(0.5)
 
 
-@njit(inline="always", fastmath=_FAST, error_model="numpy")
-def _add_product(out, h, w, hidden, low, high):
+@njit(inline="always", fastmath=FAST, error_model="numpy")
+def add_product(out, h, w, hidden, low, high):
     """out[low:high] += h @ w[:, low:high], eight rows of w at a time."""
     for k in range(0, hidden, 8):
         h0, h1, h2, h3 = h[k], h[k + 1], h[k + 2], h[k + 3]
@@ -75,7 +81,7 @@ def _add_product(out, h, w, hidden, low, high):
             )  # fmt: skip
 
 
-@njit(inline="always", fastmath=_FAST, error_model="numpy")
+@njit(inline="always", fastmath=FAST, error_model="numpy")
 def _log_sum_exp(logits, low, high):
     top = logits[low]
     for j in range(low + 1, high):
@@ -86,7 +92,7 @@ def _log_sum_exp(logits, low, high):
     return top + f4(np.log(total))
 
 
-@njit(inline="always", fastmath=_FAST, error_model="numpy")
+@njit(inline="always", fastmath=FAST, error_model="numpy")
 def _surprise_in_class(logits, h, head, head_bias, size, low, high, at, width, stop, symbol):
     """Surprise of a symbol of a field with classes: of its class, whose logits are known, and among its class's ids."""
     which = symbol // width
@@ -94,131 +100,148 @@ def _surprise_in_class(logits, h, head, head_bias, size, low, high, at, width, s
     end = min(begin + width, stop)
     for j in range(begin, end):
         logits[j] = head_bias[j]
-    _add_product(logits, h, head, size, begin, end)
+    add_product(logits, h, head, size, begin, end)
     of_class = _log_sum_exp(logits, low, high) - logits[low + which]
     return of_class + _log_sum_exp(logits, begin, end) - logits[at + symbol]
 
 
-@njit(cache=True, fastmath=_FAST, error_model="numpy")
-def score_and_step(
-    kind, row, record, first, tokens, among, log_gap, values, hidden, start,
-    table, table_offset, gap_weight, value_weight, bias, recurrent, recurrent_bias, head, head_bias, head_offset,
-    classed, surprise, states, end_surprise,
-):  # fmt: skip
-    """Run m operations on S rows: score each event under the state before it, then step.
+@njit(forceinline=True, error_model="numpy")
+def begin_operation(o, kind, row, record, first, hidden, start, h, states):
+    """Make h (H,) the state that operation `o` is scored under, and note it in `states`.
 
     Parameters
     ----------
-    kind, row, record
-        (m,) operations: STEP scores event `record` and applies it to `row`, LATE scores it, ADVANCE applies it, others
-        are a session's end.
-    first
-        (n,) bool: the event opens a session, so its row begins at `start`.
-    tokens, log_gap
-        (n, F + I) int32 ids, those of F fields and of I inputs that are not predicted; (n,) float32.
+    kind, row, record, first
+        Operations, as above.
+    start
+        (H,) what heads read before a session's first event.
+    hidden
+        (S, H or more) float32; what lies beyond H is another's.
+    states
+        Out: (m, H).
+    """
+    s = row[o]
+    is_event = kind[o] == STEP or kind[o] == LATE or kind[o] == ADVANCE
+    opens = is_event and first[record[o]]
+    for j in range(len(start)):
+        h[j] = start[j] if opens else hidden[s, j]
+        states[o, j] = h[j]
+
+
+@njit(cache=True, nogil=True, fastmath=FAST, error_model="numpy")
+def score_states(
+    kind, record, states, tokens, among, head, head_bias, head_offset, classed, surprise, end_surprise
+):  # fmt: skip
+    """Score what m operations are by the states before them; those that only advance are not scored.
+
+    Parameters
+    ----------
+    kind, record
+        Operations, as above.
+    states
+        (m, H) float32.
+    tokens
+        (n, F + I) int32 ids, those of F fields and of I inputs that are not predicted.
     among
         (n, G, 2) int32, of the last G fields: what comes is known to be one of the ids from the first number to before
         the second, so surprise is that of the id given this; less its mean, the entropy of what is predicted.
-    values
-        (n, D) float32: what else is given of each event, as it is.
-    hidden
-        (S, H or more) float32, advanced in place; the caller owns it.
-    table, table_offset, gap_weight, value_weight, bias
-        Input part of the gates: (sum V, 3H) rows by token, (F + I,) where each field's begin, (3H,), (D, 3H) and (3H,).
-    recurrent, recurrent_bias
-        (H, 3H) transposed; (H,) for the candidate, inside the reset gate.
     head, head_bias, head_offset
         (H, W), (W,), (F + 1,): columns of field f are head_offset[f] to head_offset[f + 1], its symbols, or its classes
         where it has these; the first field's last symbol is the end of the session.
     classed
         (F, 3): of a field with classes, how many symbols each has, where the columns of its symbols begin and end; all
         of them stand after head_offset[F]. Else 0.
-    surprise, states, end_surprise
-        Out: (n, F) float32 in nats, (m, H) states each operation was scored under, (m,) surprise of each end.
+    surprise, end_surprise
+        Out: (n, F) float32 in nats, (m,) surprise of each end.
     """
-    size = len(start)  # rows may be wider; what lies beyond is another's
-    fields, inputs = len(head_offset) - 1, tokens.shape[1]
-    free = fields - among.shape[1]
-    width = head_offset[fields]
-    end_width = head_offset[1] if fields > 0 else 0
-    gates, told = np.empty(3 * size, f4), np.zeros(3 * size, f4)
-    h = np.empty(size, f4)
+    size, fields = states.shape[1], len(head_offset) - 1
+    if fields == 0:
+        return
+    free, width, end_width = fields - among.shape[1], head_offset[fields], head_offset[1]
+    logits, h = np.zeros((LANES, head.shape[1]), f4), np.zeros((LANES, size), f4)
+    of = np.empty(LANES, np.int64)
+    o = 0
+    while o < len(kind):
+        count = 0
+        while count < LANES and o < len(kind):
+            if kind[o] == STEP or kind[o] == LATE:
+                of[count] = o
+                for j in range(size):
+                    h[count, j] = states[o, j]
+                for j in range(width):
+                    logits[count, j] = head_bias[j]
+                count += 1
+            elif kind[o] != ADVANCE:
+                end_surprise[o] = _surprise_of_end(states[o], head, head_bias, classed, end_width)
+            o += 1
+        if count == 0:
+            break
+        add_products(logits, h, head, size, width)
+        for lane in range(count):
+            i = record[of[lane]]
+            _score_event(
+                i, h[lane], free, tokens, among, head, head_bias, head_offset, classed, logits[lane], surprise
+            )  # fmt: skip
+
+
+@njit(inline="always", fastmath=FAST, error_model="numpy")
+def _score_event(i, h, free, tokens, among, head, head_bias, head_offset, classed, logits, surprise):
+    for f in range(len(head_offset) - 1):
+        low, high = head_offset[f], head_offset[f + 1]
+        if classed[f, 0] > 0:
+            surprise[i, f] = _surprise_in_class(
+                logits, h, head, head_bias, len(h), low, high, classed[f, 1], classed[f, 0], classed[f, 2],
+                tokens[i, f],
+            )  # fmt: skip
+            continue
+        came = logits[low + tokens[i, f]]
+        if f >= free:
+            low, high = low + among[i, f - free, 0], low + among[i, f - free, 1]
+        total = _log_sum_exp(logits, low, high)
+        surprise[i, f] = total - came
+        if f >= free:
+            for j in range(low, high):  # less its mean
+                surprise[i, f] -= _exp(logits[j] - total) * (total - logits[j])
+
+
+@njit(cache=True, fastmath=FAST, error_model="numpy")
+def _surprise_of_end(h, head, head_bias, classed, end_width):
     logits = np.empty(head.shape[1], f4)
-    for o in range(len(kind)):
-        s = row[o]
-        if kind[o] != STEP and kind[o] != LATE and kind[o] != ADVANCE:
-            for j in range(size):
-                states[o, j] = hidden[s, j]
-            if fields == 0:
-                continue
-            for j in range(end_width):
-                logits[j] = head_bias[j]
-            _add_product(logits, hidden[s], head, size, 0, end_width)
-            if classed[0, 0] > 0:
-                at, stop = classed[0, 1], classed[0, 2]
-                end_surprise[o] = _surprise_in_class(
-                    logits, hidden[s], head, head_bias, size, 0, end_width, at, classed[0, 0], stop, stop - at - 1
-                )
-            else:
-                end_surprise[o] = _log_sum_exp(logits, 0, end_width) - logits[end_width - 1]
-            continue
-        i = record[o]
-        for j in range(size):
-            h[j] = start[j] if first[i] else hidden[s, j]
-            states[o, j] = h[j]
-        if kind[o] != ADVANCE:
-            for j in range(width):
-                logits[j] = head_bias[j]
-            _add_product(logits, h, head, size, 0, width)
-            for f in range(fields):
-                low, high = head_offset[f], head_offset[f + 1]
-                if classed[f, 0] > 0:
-                    surprise[i, f] = _surprise_in_class(
-                        logits, h, head, head_bias, size, low, high, classed[f, 1], classed[f, 0], classed[f, 2],
-                        tokens[i, f],
-                    )  # fmt: skip
-                    continue
-                came = logits[low + tokens[i, f]]
-                if f >= free:
-                    low, high = low + among[i, f - free, 0], low + among[i, f - free, 1]
-                total = _log_sum_exp(logits, low, high)
-                surprise[i, f] = total - came
-                if f >= free:
-                    for j in range(low, high):  # less its mean
-                        surprise[i, f] -= _exp(logits[j] - total) * (total - logits[j])
-        if kind[o] == LATE:
-            continue
-        gap = log_gap[i]
-        for j in range(2 * size):
-            gates[j] = bias[j] + gap * gap_weight[j]
-        for j in range(size):
-            gates[2 * size + j] = recurrent_bias[j]
-        for f in range(inputs):
-            t = table_offset[f] + tokens[i, f]
-            for j in range(2 * size):
-                gates[j] += table[t, j]
-        if values.shape[1] > 0:
-            told[:] = f4(0.0)
-            for k in range(values.shape[1]):
-                value = values[i, k]
-                if value == f4(0.0):  # as of all that is not missing
-                    continue
-                for j in range(3 * size):
-                    told[j] += value * value_weight[k, j]
-            for j in range(2 * size):
-                gates[j] += told[j]
-        _add_product(gates, h, recurrent, size, 0, 3 * size)
-        for j in range(size):
-            candidate = bias[2 * size + j] + gap * gap_weight[2 * size + j] + told[2 * size + j]
-            for f in range(inputs):
-                candidate += table[table_offset[f] + tokens[i, f], 2 * size + j]
-            r = _sigmoid(gates[j])
-            z = _sigmoid(gates[size + j])
-            n = _tanh(candidate + r * gates[2 * size + j])
-            hidden[s, j] = n + z * (h[j] - n)
+    for j in range(end_width):
+        logits[j] = head_bias[j]
+    add_product(logits, h, head, len(h), 0, end_width)
+    if classed[0, 0] == 0:
+        return _log_sum_exp(logits, 0, end_width) - logits[end_width - 1]
+    at, stop = classed[0, 1], classed[0, 2]
+    return _surprise_in_class(logits, h, head, head_bias, len(h), 0, end_width, at, classed[0, 0], stop, stop - at - 1)
 
 
-@njit(cache=True, fastmath=_FAST, error_model="numpy")
+@njit(inline="always", fastmath=FAST, error_model="numpy")
+def read_event(out, i, tokens, log_gap, values, table, table_offset, gap_weight, value_weight, bias):
+    """Make out (G,) what event `i` brings to a core: its ids' rows, its time gap, its values and the bias.
+
+    Parameters
+    ----------
+    tokens, log_gap, values
+        (n, F + I) int32, (n,) float32, (n, D) float32.
+    table, table_offset, gap_weight, value_weight, bias
+        (sum V, G) rows by id, (F + I,) where those of each field and input begin, (G,), (D, G) and (G,).
+    """
+    gap = log_gap[i]
+    for j in range(len(out)):
+        out[j] = bias[j] + gap * gap_weight[j]
+    for f in range(tokens.shape[1]):
+        t = table_offset[f] + tokens[i, f]
+        for j in range(len(out)):
+            out[j] += table[t, j]
+    for k in range(values.shape[1]):
+        value = values[i, k]
+        if value != f4(0.0):  # which it is of all that is not missing
+            for j in range(len(out)):
+                out[j] += value * value_weight[k, j]
+
+
+@njit(cache=True, fastmath=FAST, error_model="numpy")
 def log_probabilities(states, head, head_bias, head_offset, classed):
     """(k, W) float32 log-probabilities of (k, H) states, each field normalised on its own; classes have theirs too."""
     k, size = states.shape
@@ -227,7 +250,7 @@ def log_probabilities(states, head, head_bias, head_offset, classed):
         logits = out[i]
         for j in range(head.shape[1]):
             logits[j] = head_bias[j]
-        _add_product(logits, states[i], head, size, 0, head.shape[1])
+        add_product(logits, states[i], head, size, 0, head.shape[1])
         for f in range(len(head_offset) - 1):
             low, high = head_offset[f], head_offset[f + 1]
             total = _log_sum_exp(logits, low, high)
@@ -246,7 +269,7 @@ def log_probabilities(states, head, head_bias, head_offset, classed):
 
 @njit(cache=True)
 def input_table(embedding, weight):
-    """(V, 3H) float32: what each token adds to the gates, embedding (V, E) times weight (3H, E), summed in order."""
+    """(V, G) float32: what each token brings to a core, embedding (V, E) times weight (G, E), summed in order."""
     vocabulary, width = embedding.shape
     out = np.zeros((vocabulary, weight.shape[0]), f4)
     for t in range(vocabulary):
@@ -276,7 +299,7 @@ def autoregress(
     Parameters
     ----------
     kind, row, record, first
-        As in `score_and_step`: m operations, and which of n records open a session.
+        m operations, and which of n records open a session, as this module has them.
     values
         (n, C) float64; what is not finite is missing.
     state

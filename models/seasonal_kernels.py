@@ -44,7 +44,7 @@ def judge_series(kind, row, record, first, values, time_ms, gap_s, rest_s, state
     Parameters
     ----------
     kind, row, record, first
-        As in `models.kernels.score_and_step`: m operations, and which of n records open a session.
+        Operations, as `models.kernels` has them, and which of n records open a session.
     values
         (n, C) float32; what is not finite is missing.
     time_ms, gap_s

@@ -57,7 +57,7 @@ class Runs:
     def of(
         cls, kind: NDArray[np.int8], row: NDArray[np.int32], record: NDArray[np.int32], first: NDArray[np.bool_]
     ) -> Runs:
-        """Of operations as `models.kernels.score_and_step` has them."""
+        """Of operations as `models.kernels` has them."""
         order = np.argsort(row, kind="stable")
         kind, row, record = kind[order], row[order], record[order]
         steps, late = kind == STEP, kind == LATE

@@ -161,8 +161,9 @@ class Settings(Section):
     )
     runtime: Literal["auto", "kernel", "torch"] = Field(
         "auto",
-        description="What serves models. kernel: compiled for the CPU, the same bits however a stream is cut; for gru. "
-        "torch: any core, the same within a tolerance. auto: the kernel where there is one, unless device is cuda.",
+        description="What serves models. kernel: compiled for the CPU, the same bits however a stream is cut; for "
+        "gru, lstm and tcn. torch: any core, the same within a tolerance. auto: the kernel where there is one, unless "
+        "device is cuda.",
     )
     streams: dict[str, StreamSettings] = Field(min_length=1, description="One section a stream, by its name.")
 

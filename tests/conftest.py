@@ -30,8 +30,8 @@ from features.time_gaps import GAP
 from features.tokens import TokenEncoder, Vocabulary, stable_hash
 from models.autoregression import Autoregression
 from models.forecast import ForecastRuntime
+from models.gru_kernel import GruKernel
 from models.linear import LinearRuntime
-from models.runtime import GruKernel
 from models.seasonal import SeasonalRuntime, seasonal_weights
 from models.spec import SEASONAL, ModelSpec, state_size
 from models.values import Values
@@ -86,7 +86,7 @@ def make_learned(
     vocabulary = Vocabulary(("action", "status"), WORDS) if vocabulary is None else vocabulary
     rng = np.random.default_rng(seed + 1)
     sizes, inputs = (*vocabulary.sizes, *numbers.sizes), tuple(1 + SEASONS[name] for name in seasonal)
-    kernel = GruKernel(random_weights(seed, sizes, hidden, inputs), sizes, inputs)
+    kernel = GruKernel(ModelSpec("gru", hidden, sizes, inputs), random_weights(seed, sizes, hidden, inputs))
     return Learned(
         f"{seed + 1:x}".ljust(64, "0"), vocabulary, kernel,
         Calibration.learn(rng.gamma(4, 1, 400)), Calibration.learn(rng.gamma(9, 1, 200)),

@@ -21,7 +21,8 @@ from features.events import Events
 from features.sessions import SessionRules
 from features.tokens import TokenEncoder
 from models.bundle import Bundle
-from models.runtime import GruKernel
+from models.gru_kernel import GruKernel
+from models.spec import ModelSpec
 from tests.conftest import CONTEXT, HIDDEN, MODEL, random_weights
 from tests.kafka import shop_events
 from tests.pipeline.test_outputs import DECODER, Given
@@ -69,7 +70,7 @@ def test_one_that_alarms_too_often_is_refused(trained: Trained) -> None:
 def test_one_that_predicts_nothing_is_refused(trained: Trained) -> None:
     """Weights nobody trained predict worse than how often each token comes."""
     sizes = trained[2].vocabulary.sizes
-    checked = check(trained, model=GruKernel(random_weights(1, sizes, HIDDEN), sizes))
+    checked = check(trained, model=GruKernel(ModelSpec("gru", HIDDEN, sizes), random_weights(1, sizes, HIDDEN)))
     assert "it predicts no better than frequencies do" in checked.refusals[0]
 
 

@@ -21,7 +21,7 @@ from features.events import Events
 from features.tokens import OOV, RARE, TokenEncoder, stable_hash
 from models.bundle import Bundle
 from models.errors import BundleError, UnsuitableDataError
-from models.spec import ModelSpec, state_size
+from models.spec import KERNELS, ModelSpec, state_size
 from pipeline.outputs import Place
 from pipeline.score import Line
 from tests.conftest import CONTEXT, HIDDEN, random_weights
@@ -260,13 +260,14 @@ def test_weights_as_float16(parts: Parts) -> None:
 
 @pytest.mark.parametrize("core", ["lstm", "tcn", "transformer"])
 def test_each_core_is_fitted_and_served(core: str, parts: Parts) -> None:
-    """By torch; a bundle says its core and, where its weights depend on that, for which context it is."""
+    """By its kernel, else by torch; a bundle says its core and, where weights depend on that, for which context."""
     model = ModelSpec(core, HIDDEN, (), (), CONTEXT)
     parts = replace(parts, model=model, shape=RowShape(state_size(core, HIDDEN, CONTEXT, 2), CONTEXT, 2))
     events = history(150)
     fitted = train(parts, events)
     learned = unpack(bundle_of(fitted), parts, "auto", "cpu")
-    assert learned.runtime.name == "torch-cpu"
+    assert learned.runtime.name == ("kernel" if core in KERNELS else "torch-cpu")
+    assert unpack(bundle_of(fitted), parts, "torch", "cpu").runtime.name == "torch-cpu"
     served = replace(parts, learned=learned, encoder=TokenEncoder(2, learned.vocabulary))
     rows = SessionRows.empty(len(events[0].sessions), parts.shape)
     verdicts, _, _ = process_batch(events[0], rows, PartitionState(0), served)

@@ -1,4 +1,4 @@
-"""`process_batch` with the cores that torch serves: any slicing, any life of a row, within a tolerance."""
+"""`process_batch` with every core: any slicing, any life of a row, within torch's tolerance or to the bit."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ from detectors.process import process_batch
 from detectors.rows import PartitionState, SessionRows
 from models.family import make_model
 from models.forecast import ForecastRuntime
-from models.spec import CORES, ModelSpec
-from models.torch_runtime import TorchRuntime
+from models.runtime import load_runtime
+from models.spec import CORES, KERNELS, ModelSpec
 from pipeline.row_format import RowFormat
 from pipeline.slices import process_slice
 from pipeline.store import RowStore
@@ -34,19 +34,20 @@ from tests.detectors.test_process import (
     run_slices,
 )
 from tests.models.test_forecast import weights_of
-from tests.naive import Partition, process_one
+from tests.naive import Event, Partition, process_one
 
 NATS = 5e-4
 FORECASTING = tuple(f"{core} that forecasts" for core in CORES)
+BITWISE = (*KERNELS, *(f"{core} that forecasts" for core in KERNELS))
 
 
-def parts_of(core: str, seed: int = 0, spare: int = 0) -> Parts:
+def parts_of(core: str, seed: int = 0, spare: int = 0, runtime: str = "torch") -> Parts:
     """A stream with tokens and numbers, an untrained core, and rows that are `spare` wider than its state."""
     core, _, numbers = core.partition(" ")
     parts = make_number_parts("wide")
     assert parts.learned is not None
     if numbers:
-        return forecasting_parts_of(parts, core, seed, spare)
+        return forecasting_parts_of(parts, core, seed, spare, runtime)
     spec = replace(
         ModelSpec(core, HIDDEN, (), (), CONTEXT), inputs=(25, 8),
         sizes=(*parts.learned.vocabulary.sizes, *parts.learned.numbers.sizes),
@@ -58,17 +59,17 @@ def parts_of(core: str, seed: int = 0, spare: int = 0) -> Parts:
         model.head.weight.mul_(4)
     learned = replace(
         make_learned(seed, vocabulary=parts.learned.vocabulary, numbers=parts.learned.numbers),
-        model=TorchRuntime(spec, model.weights()), seasonal=("hour", "weekday"),
+        model=load_runtime(spec, model.weights(), runtime), seasonal=("hour", "weekday"),
     )  # fmt: skip
     shape = replace(parts.shape, hidden=model.state_size + spare)
     return replace(parts, learned=learned, model=replace(spec, sizes=(), inputs=()), shape=shape)
 
 
-def forecasting_parts_of(parts: Parts, core: str, seed: int, spare: int) -> Parts:
+def forecasting_parts_of(parts: Parts, core: str, seed: int, spare: int, runtime: str) -> Parts:
     """The same with numbers that are forecast."""
     assert parts.learned is not None
     spec = ModelSpec(core, HIDDEN, parts.learned.vocabulary.sizes, (25, 8), CONTEXT, values=2)
-    model = ForecastRuntime(spec, weights_of(spec, seed), "torch")
+    model = ForecastRuntime(spec, weights_of(spec, seed), runtime)
     plain = make_learned(seed, vocabulary=parts.learned.vocabulary)
     learned = replace(plain, model=model, seasonal=("hour", "weekday"))
     shape = replace(parts.shape, hidden=spec.state_numbers + spare)
@@ -99,6 +100,29 @@ def test_any_slicing_and_restoring(drawn: list[Any], cuts: list[int], core: str,
     expected = [v for e in events for v in process_one(e, partition, parts)]
     found, _ = run_slices(cut(events, cuts), parts)
     assert_like(found, expected)
+    assert_like(run_restored(events, at, parts), expected)
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    drawn=events_of_a_stream, cuts=cuts_of_a_stream, core=st.sampled_from(BITWISE), at=st.integers(0, 60),
+    spare=st.integers(0, 2),
+)  # fmt: skip
+def test_kernels_give_the_same_bits(drawn: list[Any], cuts: list[int], core: str, at: int, spare: int) -> None:
+    """The same with kernels: verdicts are the naive story's to the last digit, and so are rows."""
+    parts = parts_of(core, spare=spare, runtime="kernel")
+    events, partition = as_events(drawn, parts), Partition()
+    expected = by_id([v for e in events for v in process_one(e, partition, parts)])
+    found, store = run_slices(cut(events, cuts), parts)
+    assert by_id(found) == expected
+    assert by_id(run_restored(events, at, parts)) == expected
+    rows = store.take(list(partition.rows))
+    for i, row in enumerate(partition.rows.values()):
+        np.testing.assert_array_equal(rows.hidden[i], row.hidden)
+
+
+def run_restored(events: list[Event], at: int, parts: Parts) -> list[Any]:
+    """Verdicts of two slices, between which rows are written to bytes and read back."""
     before, after = events[:at], events[at:]
     first, store = run_slices([before], parts)
     names, row_format, restored = store.open_names(), RowFormat(parts.shape), RowStore(parts.shape, parts.rules)
@@ -106,16 +130,16 @@ def test_any_slicing_and_restoring(drawn: list[Any], cuts: list[int], core: str,
     state = PartitionState(0, max([-1, *(e.time_ms for e in before)]))
     done = process_slice(restored, as_columns(after, columns_of(parts)), state, parts)
     assert done is not None
-    assert_like(first + flatten(done), expected)
+    return first + flatten(done)
 
 
-@pytest.mark.parametrize("core", ["tcn", "transformer"])
-def test_a_rebuilt_row_is_the_row_itself(core: str) -> None:
+@pytest.mark.parametrize(("core", "runtime"), [("tcn", "torch"), ("tcn", "kernel"), ("transformer", "torch")])
+def test_a_rebuilt_row_is_the_row_itself(core: str, runtime: str) -> None:
     """What sees no further than the context is rebuilt from it without loss, however long the session is.
 
     But for the time gap before the oldest event kept, which a replay takes for 0; so it is 0 here.
     """
-    parts = parts_of(core)
+    parts = parts_of(core, runtime=runtime)
     assert parts.learned is not None
     rng = np.random.default_rng(2)
     drawn = [

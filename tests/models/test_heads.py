@@ -10,18 +10,23 @@ from hypothesis import strategies as st
 
 from models.errors import BundleError
 from models.family import SequenceModel, make_model
+from models.gru_kernel import GruKernel
 from models.heads import log_probabilities
 from models.kernels import LATE, STEP
-from models.runtime import GruKernel, Scores
+from models.runtime import Scores
 from models.spec import LARGE, ModelSpec
 from models.torch_runtime import TorchRuntime
 
 END = 2
 
 
+def spec_of(sizes: tuple[int, ...], *, flat: bool = False) -> ModelSpec:
+    return ModelSpec("gru", 16, sizes, flat=flat)
+
+
 def model_of(sizes: tuple[int, ...], *, flat: bool = False) -> SequenceModel:
     torch.manual_seed(len(sizes))
-    model = make_model(ModelSpec("gru", 16, sizes, flat=flat))
+    model = make_model(spec_of(sizes, flat=flat))
     with torch.no_grad():
         model.start.normal_()
         model.head.weight.mul_(6)
@@ -90,7 +95,7 @@ def operations(sizes: tuple[int, ...], seed: int, rows: int, count: int) -> tupl
 def test_kernel_equals_torch(sizes: tuple[int, ...]) -> None:
     """Events, ends and explanations, wherever fields with classes stand among others."""
     weights = model_of(sizes).weights()
-    kernel, runtime = GruKernel(weights, sizes), TorchRuntime(ModelSpec("gru", 16, sizes), weights)
+    kernel, runtime = GruKernel(spec_of(sizes), weights), TorchRuntime(spec_of(sizes), weights)
     given = operations(sizes, 1, 4, 120)
     mine, theirs = kernel.score_and_step(*given), runtime.score_and_step(*given)
     for part in ("surprise", "states", "end_surprise", "hidden"):
@@ -107,7 +112,7 @@ def test_kernel_equals_torch(sizes: tuple[int, ...]) -> None:
 def test_a_row_has_the_same_bits_in_any_company(seed: int, rows: int) -> None:
     """With classes too: alone or among others, surprise, state and end are the same bits."""
     sizes = (1_100, 4, 1_500)
-    kernel, given = GruKernel(model_of(sizes).weights(), sizes), operations((1_100, 4, 1_500), seed, rows, 40)
+    kernel, given = GruKernel(spec_of(sizes), model_of(sizes).weights()), operations((1_100, 4, 1_500), seed, rows, 40)
     together = kernel.score_and_step(*given)
     kind, row, record, first, tokens, gaps, hidden = given
     for r in range(rows):
@@ -127,11 +132,11 @@ def test_flat_heads_of_before_are_served() -> None:
     """Weights without classes serve where they are said to be flat, and are refused where they are not."""
     sizes = (1_200, 3)
     model = model_of(sizes, flat=True)
-    kernel = GruKernel(model.weights(), sizes, flat=True)
+    kernel = GruKernel(model.spec, model.weights())
     states = np.random.default_rng(0).normal(size=(3, 16)).astype(np.float32)
     with torch.no_grad():
         wanted = model.log_probabilities(torch.from_numpy(states))
     for found, part in zip(kernel.log_probabilities(states), wanted, strict=True):
         np.testing.assert_allclose(found, part, atol=2e-5)
     with pytest.raises(BundleError, match="do not fit its vocabulary"):
-        GruKernel(model.weights(), sizes)
+        GruKernel(spec_of(sizes), model.weights())

@@ -1,4 +1,4 @@
-"""Torch serves every core as one event after the other would, and the GRU as its kernel does, within a tolerance."""
+"""Torch serves every core as one event after the other would, and as a kernel does, within a tolerance."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import itertools
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -17,8 +18,8 @@ from models import torch_runtime
 from models.errors import BundleError, RuntimeUnavailableError
 from models.family import make_model
 from models.kernels import LATE, STEP
-from models.runtime import GruKernel, Runtime, Scores, load_runtime
-from models.spec import CORES, ModelSpec, state_size
+from models.runtime import Runtime, Scores, load_runtime, make_kernel
+from models.spec import CORES, KERNELS, ModelSpec, state_size
 from models.torch_runtime import Runs, TorchRuntime
 from tests.models.drawn import draw_operations
 
@@ -105,13 +106,13 @@ def assert_like(found: Scores, wanted: Scores) -> None:
     np.testing.assert_allclose(found.hidden, wanted.hidden, **STATES)
 
 
-@settings(max_examples=60, deadline=None)
-@given(seed=st.integers(0, 2**32 - 1), rows=st.integers(1, 9), count=st.integers(0, 60))
-def test_torch_serves_a_gru_as_its_kernel_does(seed: int, rows: int, count: int) -> None:
+@settings(max_examples=90, deadline=None)
+@given(core=st.sampled_from(KERNELS), seed=st.integers(0, 2**32 - 1), rows=st.integers(1, 9), count=st.integers(0, 90))
+def test_torch_serves_a_core_as_its_kernel_does(core: str, seed: int, rows: int, count: int) -> None:
     """Events, late ones, ends and new sessions of one row in one slice: the kernel's scores and states."""
-    weights = weights_of("gru")
-    kernel, runtime = GruKernel(weights, SIZES, INPUTS), TorchRuntime(spec_of("gru"), weights)
-    given = (*operations(seed, rows, count)[:6], begun(kernel, "gru", rows), operations(seed, rows, count)[7])
+    weights = weights_of(core)
+    kernel, runtime = make_kernel(spec_of(core), weights), TorchRuntime(spec_of(core), weights)
+    given = (*operations(seed, rows, count)[:6], begun(kernel, core, rows), operations(seed, rows, count)[7])
     untouched = given[6].copy()
     assert_like(runtime.score_and_step(*given), kernel.score_and_step(*given))
     np.testing.assert_array_equal(given[6], untouched)
@@ -232,27 +233,37 @@ def test_which_runtime_serves() -> None:
         return load_runtime(spec_of(core), weights_of(core), *asked).name
 
     best = "cuda" if torch.cuda.is_available() else "cpu"
-    assert name("gru") == name("gru", "auto", "auto") == name("gru", "kernel", "auto") == "kernel"
-    assert name("gru", "torch", "cpu") == name("lstm") == "torch-cpu"
-    assert name("lstm", "auto", "auto") == name("gru", "torch", "auto") == f"torch-{best}"
+    for core in KERNELS:
+        assert name(core) == name(core, "auto", "auto") == name(core, "kernel", "auto") == "kernel"
+        assert name(core, "torch", "cpu") == "torch-cpu"
+        assert name(core, "torch", "auto") == f"torch-{best}"
+    assert set(CORES) - set(KERNELS) == {"transformer"}
+    assert name("transformer") == name("transformer", "auto", "cpu") == "torch-cpu"
+    assert name("transformer", "auto", "auto") == f"torch-{best}"
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")
 def test_cuda_asked_for_and_absent_is_a_sentence() -> None:
-    """Also for the GRU, whose kernel would not have needed it: who asks for CUDA wants to know."""
-    for core in ("gru", "tcn"):
+    """Also for cores whose kernel would not have needed it: who asks for CUDA wants to know."""
+    for core in CORES:
         with pytest.raises(RuntimeUnavailableError, match="finds no CUDA device; check the driver"):
             load_runtime(spec_of(core), weights_of(core), "auto", "cuda")
 
 
-def test_a_grus_kernel_needs_no_torch() -> None:
-    """Loading and scoring with it imports nothing of torch."""
+def test_kernels_need_no_torch(tmp_path: Path) -> None:
+    """Loading and scoring with them imports nothing of torch."""
+    for core in KERNELS:
+        np.savez(tmp_path / core, **weights_of(core))
     probe = """
 import sys, numpy as np
 from models.runtime import load_runtime
-from models.spec import ModelSpec
-from tests.conftest import random_weights
-load_runtime(ModelSpec("gru", 16, (5,)), random_weights(0, (5,), 16))
+from models.spec import KERNELS, ModelSpec, state_size
+for core in KERNELS:
+    spec = ModelSpec(core, 32, (40, 5, 4), (8,), 9)
+    runtime = load_runtime(spec, np.load(f"{sys.argv[1]}/{core}.npz"))
+    one, rows = np.zeros(1, np.int32), np.zeros((1, spec.core_state), np.float32)
+    ids, gaps = np.zeros((1, 4), np.int32), np.zeros(1, np.float32)
+    runtime.score_and_step(np.zeros(1, np.int8), one, one, np.ones(1, np.bool_), ids, gaps, rows)
 sys.exit("torch" in sys.modules)
 """
-    assert subprocess.run([sys.executable, "-c", probe], check=False).returncode == 0
+    assert subprocess.run([sys.executable, "-c", probe, str(tmp_path)], check=False).returncode == 0

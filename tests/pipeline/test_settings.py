@@ -480,7 +480,7 @@ def test_seasons_are_in_a_transformers_rows_alone() -> None:
 @pytest.mark.parametrize(
     ("asked", "core", "sentence"),
     [
-        ({"runtime": "kernel"}, "tcn", "stream s: there is no kernel for model.core tcn; write runtime: auto"),
+        ({"runtime": "kernel"}, "transformer", "there is no kernel for model.core transformer; write runtime: auto"),
         ({"runtime": "kernel", "device": "cuda"}, "gru", "kernel compute on the CPU; write device: auto, or runtime"),
         ({"runtime": "numba"}, "gru", "runtime is 'numba'; expected 'auto', 'kernel' or 'torch'"),
     ],
@@ -491,6 +491,8 @@ def test_a_runtime_that_there_is_not_is_refused(asked: dict[str, str], core: str
     with pytest.raises(ConfigError, match=re.escape(sentence)):
         parse_settings({"streams": {"s": stream}} | asked, {})
     parse_settings({"streams": {"s": stream}, "runtime": "torch", "device": "cuda"}, {})
+    for served in ("gru", "lstm", "tcn"):
+        parse_settings({"streams": {"s": stream | {"model": {"core": served}}}, "runtime": "kernel"}, {})
 
 
 def test_a_segment_is_a_field_of_the_record() -> None:
