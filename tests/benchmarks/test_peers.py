@@ -1,0 +1,57 @@
+"""Other tools do the same job beside Offbeat, and give the same scores."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from benchmarks.peers.job import Model, TorchGru
+from benchmarks.peers.scores import TOLERANCE
+from benchmarks.speed.peers import OFFBEAT, PEERS
+from features.sessions import log_gaps
+from models.kernels import STEP
+from models.runtime import GruKernel
+
+
+def test_smoke(kafka: None, tmp_path: Path) -> None:
+    """`python -m benchmarks peers --smoke` measures all that can run here, each with the kernel's scores."""
+    out = tmp_path / "results.json"
+    done = subprocess.run(
+        [sys.executable, "-m", "benchmarks", "peers", "--smoke", "--out", str(out)], capture_output=True, text=True,
+        timeout=600, check=False, cwd=Path(__file__).parents[2],
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    (found,) = json.loads(out.read_text())["results"]
+    assert set(found["left_out"]) == {name for name, peer in PEERS.items() if peer.why_not is not None}
+    able = {OFFBEAT, *PEERS} - set(found["left_out"])
+    assert set(found["runs"]) == set(found["largest_difference"]) == able
+    assert max(found["largest_difference"].values()) <= TOLERANCE
+    assert all(rate > 0 for rate in found["records_per_s_median"].values())
+
+
+@pytest.mark.parametrize("sessions", [1, 7])
+def test_torch_and_kernel_agree(sessions: int) -> None:
+    """The peers' model in torch gives the kernel's surprise and states, over several steps and any gaps."""
+    rng = np.random.default_rng(0)
+    shapes = {
+        "start": (8,), "core.weight_ih_l0": (24, 5), "core.weight_hh_l0": (24, 8), "core.bias_ih_l0": (24,),
+        "core.bias_hh_l0": (24,), "embeddings.0.weight": (10, 4), "head.weight": (11, 8), "head.bias": (11,),
+    }  # fmt: skip
+    weights = {name: rng.normal(0, 0.5, shape).astype(np.float32) for name, shape in shapes.items()}
+    kernel, torch = GruKernel(weights, (10,)), TorchGru(Model(weights, {}, 0.0))
+    kind, at = np.full(sessions, STEP, np.int8), np.arange(sessions, dtype=np.int32)
+    hidden = np.tile(weights["start"], (sessions, 1))
+    for _ in range(5):
+        ids, gaps_ms = rng.integers(0, 10, sessions), rng.integers(0, 10_000_000, sessions)
+        expected = kernel.score_and_step(
+            kind, at, at, np.zeros(sessions, np.bool_), ids[:, None].astype(np.int32), log_gaps(gaps_ms), hidden
+        )
+        surprise, after = torch.score_and_step(ids.tolist(), gaps_ms.tolist(), hidden)
+        np.testing.assert_allclose(surprise, expected.surprise[:, 0], atol=1e-5)
+        np.testing.assert_allclose(after, expected.hidden, atol=1e-5)
+        hidden = expected.hidden
