@@ -28,7 +28,7 @@ from confluent_kafka import Consumer, Message, Producer, TopicPartition
 from numba import njit
 from numpy.typing import NDArray
 
-from benchmarks.peers.job import OOV, RATE, Job, Meter, Model, output
+from benchmarks.peers.job import OOV, RATE, Came, Job, Meter, Model, output
 from detectors.packing import learned_of
 from features.sessions import log_gaps
 from features.tokens import stable_hash
@@ -235,12 +235,13 @@ class _Loop:
         anomaly = p_value <= RATE
         for i in np.flatnonzero(anomaly | (np.array(offsets) % _SAMPLE == 0)).tolist():
             event, strange = events[i], bool(anomaly[i])
-            body = output(event.session, partitions[i], offsets[i], event.ts, float(score[i]), anomaly=strange)
+            body = output(
+                Came(event.session, event.ts, event.action, partitions[i], offsets[i]), float(score[i]), anomaly=strange
+            )
             value = orjson.dumps(body | {"p_value": float(p_value[i])})
             # A strange record whose decision is sampled is written twice, as a worker does to two topics.
             self._outputs += [(event.session.encode(), value)] * (strange + (offsets[i] % _SAMPLE == 0))
-        if self._meter.keeps_scores:
-            self._meter.score_many(partitions, offsets, score)
+        self._meter.score_many(partitions, offsets, score)
 
     def changes(self) -> _Changes:
         """What has come together since this was called before."""

@@ -13,10 +13,12 @@ import json
 import os
 import sys
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass
+from itertools import pairwise
+from math import log1p
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, NamedTuple, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -88,7 +90,7 @@ class Meter:
 
     @property
     def keeps_scores(self) -> bool:
-        """Whether `score` is to be told every score."""
+        """Whether every score is wanted."""
         return self._job.scores is not None
 
     def begin(self) -> None:
@@ -107,11 +109,13 @@ class Meter:
 
     def score(self, partition: int, offset: int, score: float) -> None:
         """Note the score of a record."""
-        self._scores.append((partition, offset, score))
+        if self.keeps_scores:
+            self._scores.append((partition, offset, score))
 
     def score_many(self, partitions: Iterable[int], offsets: Iterable[int], scores: F32) -> None:
         """Note those of many."""
-        self._scores.extend(zip(partitions, offsets, scores.tolist(), strict=True))
+        if self.keeps_scores:
+            self._scores.extend(zip(partitions, offsets, scores.tolist(), strict=True))
 
     def finish(self, **more: Any) -> None:
         """Write the result: everything is acknowledged now."""
@@ -147,59 +151,148 @@ def write_model(path: Path, weights: dict[str, F32], actions: list[str], thresho
 
 
 class TorchGru:
-    """The model in torch, as its documentation has it: embedding, GRU cell, linear head; on one thread.
+    """The model in torch.
 
-    Peers share the machine with the broker, and batches of a GRU this small do not gain from a second thread.
+    One record at a time costs what calling torch costs, so there it is called as seldom as can be: what the embedding
+    adds to the gates is looked up, head and recurrent weights are one matrix. Many records are runs of events, one for
+    each session, which `nn.GRU` takes packed.
     """
 
     def __init__(self, model: Model) -> None:
         import torch
 
-        torch.set_num_threads(1)
         self._torch = torch
         weights = {name: torch.from_numpy(array) for name, array in model.weights.items()}
         hidden, (symbols, width) = len(weights["start"]), weights["embeddings.0.weight"].shape
-        self.start = weights["start"].numpy()
-        self._embedding = torch.nn.Embedding(symbols, width)
-        self._cell = torch.nn.GRUCell(width + 1, hidden)
-        self._head = torch.nn.Linear(hidden, symbols + 1)
+        self.start: F32 = weights["start"].numpy()
+        self._embedding, self._head = torch.nn.Embedding(symbols, width), torch.nn.Linear(hidden, symbols + 1)
+        self._gru = torch.nn.GRU(width + 1, hidden)
         self._embedding.load_state_dict({"weight": weights["embeddings.0.weight"]})
-        self._cell.load_state_dict(
-            {name: weights[f"core.{name}_l0"] for name in ("weight_ih", "weight_hh", "bias_ih", "bias_hh")}
-        )
         self._head.load_state_dict({"weight": weights["head.weight"], "bias": weights["head.bias"]})
+        self._gru.load_state_dict({name[5:]: array for name, array in weights.items() if name.startswith("core.")})
+        for module in (self._embedding, self._head, self._gru):
+            module.requires_grad_(False)
+        from_input = weights["core.weight_ih_l0"]
+        self._table = list(weights["embeddings.0.weight"] @ from_input[:, :width].T + weights["core.bias_ih_l0"])
+        self._of_gap = from_input[:, width].clone()
+        self._from_hidden = torch.cat([weights["head.weight"], weights["core.weight_hh_l0"]])
+        self._from_hidden_bias = torch.cat([weights["head.bias"], weights["core.bias_hh_l0"]])
+        self._parts = [symbols + 1, hidden, hidden, hidden]
 
-    def score_and_step(self, ids: list[int], gaps_ms: list[int], hidden: F32) -> tuple[F32, F32]:
-        """Say how surprising events are, then step.
+    def score_one(self, action: int, gap_ms: int, hidden: F32) -> tuple[float, F32]:
+        """Surprise of one event in nats under the state (H,) before, which is left untouched; and the state after."""
+        torch = self._torch
+        before = torch.from_numpy(hidden)
+        logits, r, z, n = torch.addmv(self._from_hidden_bias, self._from_hidden, before).split(self._parts)
+        from_input = torch.add(self._table[action], self._of_gap, alpha=log1p(gap_ms / 1000.0))
+        input_r, input_z, input_n = from_input.chunk(3)
+        candidate = torch.tanh(torch.addcmul(input_n, torch.sigmoid(input_r + r), n))
+        after = torch.lerp(candidate, before, torch.sigmoid(input_z + z))
+        return float(logits.logsumexp(0) - logits[action]), after.numpy()
+
+    def score_runs(self, lengths: list[int], actions: list[int], gaps_ms: list[int], hidden: F32) -> tuple[F32, F32]:
+        """Score the events of B sessions, then step; each under the state before it.
 
         Parameters
         ----------
-        ids, gaps_ms
-            (B,) of one event each of B sessions: the action's id, and how long ago the session's last event was.
+        lengths
+            (B,) how many events each session has, at least 1.
+        actions, gaps_ms
+            (N,) the first session's events in their order, then the second's.
         hidden
             (B, H) float32; left untouched.
 
         Returns
         -------
         surprise, hidden
-            (B,) nats under the states before; (B, H) after.
+            (N,) nats; (B, H) after each session's last event.
         """
         torch = self._torch
-        with torch.inference_mode():
-            before, came = torch.from_numpy(hidden), torch.tensor(ids)
-            logits = self._head(before)
-            surprise = logits.logsumexp(1) - logits.gather(1, came[:, None])[:, 0]
-            gap = torch.log1p(torch.tensor(gaps_ms, dtype=torch.float64) / 1000.0).float()
-            after = self._cell(torch.cat([self._embedding(came), gap[:, None]], 1), before)
-        return surprise.numpy(), after.numpy()
+        of_run = np.array(lengths)
+        order = np.argsort(-of_run, kind="stable")  # as packed sequences want them: the longest first
+        sizes = len(of_run) - np.searchsorted(of_run[order][::-1], np.arange(of_run.max()), side="right")
+        begins = np.cumsum(sizes) - sizes
+        step = np.repeat(np.arange(len(sizes)), sizes)
+        place = np.arange(len(actions)) - begins[step]  # among the sessions that have so many events
+        event = (np.cumsum(of_run) - of_run)[order[place]] + step
+        state = np.where(step == 0, place, len(of_run) + begins[step - 1] + place)
+
+        came = torch.tensor(actions)[event]
+        gap = torch.log1p(torch.tensor(gaps_ms, dtype=torch.float64)[event] / 1000.0).float()
+        x = torch.cat([self._embedding(came), gap[:, None]], 1)
+        first = torch.from_numpy(hidden[order])
+        packed = torch.nn.utils.rnn.PackedSequence(x, torch.from_numpy(sizes))
+        outputs, last = self._gru(packed, first[None])
+        logits = self._head(torch.cat([first, outputs.data])[state])
+        surprise, after = np.empty(len(actions), np.float32), np.empty_like(hidden)
+        surprise[event] = (logits.logsumexp(1) - logits.gather(1, came[:, None])[:, 0]).numpy()
+        after[order] = last[0].numpy()
+        return surprise, after
 
 
-def output(
-    session: str, partition: int, offset: int, time_ms: int, score: float, *, anomaly: bool = True
-) -> dict[str, Any]:  # fmt: skip
+class Came(NamedTuple):
+    """What is read of a record, and where it was."""
+
+    session: str
+    time_ms: int
+    action: str
+    partition: int
+    offset: int
+
+
+State = tuple[F32, int]  # of a session: (H,) float32, and when its last event was
+
+
+def score_batch(
+    model: Model, gru: TorchGru, batch: Iterable[Came], load: Callable[[str], State | None],
+    save: Callable[[str, State], None],
+) -> tuple[list[Came], F32]:  # fmt: skip
+    """Score a batch at once: the events of each session in their order; a state is loaded and saved once for each.
+
+    Returns
+    -------
+    events, surprise
+        Session by session.
+    """
+    runs: dict[str, list[Came]] = {}
+    for came in batch:
+        runs.setdefault(came.session, []).append(came)
+    events = [came for run in runs.values() for came in run]
+    hidden, gaps_ms = [], []
+    for session, run in runs.items():
+        state, last_ms = load(session) or (gru.start, run[0].time_ms)
+        hidden.append(state)
+        gaps_ms += [after - before for before, after in pairwise([last_ms, *(came.time_ms for came in run)])]
+    actions = [model.ids.get(came.action, OOV) for came in events]
+    surprise, after = gru.score_runs([len(run) for run in runs.values()], actions, gaps_ms, np.stack(hidden))
+    for (session, run), state in zip(runs.items(), after, strict=True):
+        save(session, (state, run[-1].time_ms))
+    return events, surprise
+
+
+def one_thread() -> None:
+    """For the process of a peer: it shares the machine, and a GRU this small gains nothing from a second thread."""
+    import torch
+
+    torch.set_num_threads(1)
+
+
+def pack_state(state: State) -> bytes:
+    """A session's state as bytes."""
+    hidden, last_ms = state
+    return hidden.tobytes() + last_ms.to_bytes(8, "little")
+
+
+def unpack_state(value: bytes) -> State:
+    """What `pack_state` made."""
+    return np.frombuffer(value[:-8], np.float32).copy(), int.from_bytes(value[-8:], "little")
+
+
+def output(came: Came, score: float, *, anomaly: bool = True) -> dict[str, Any]:
     """What is written of a record, a strange one as a rule."""
     return {
-        "id": f"{partition}/{offset}", "session": session, "time_ms": time_ms, "score": score, "anomaly": anomaly,
+        "id": f"{came.partition}/{came.offset}", "session": came.session, "time_ms": came.time_ms, "score": score,
+        "anomaly": anomaly,
     }  # fmt: skip
 
 

@@ -39,7 +39,7 @@ from pipeline.broker import LocalBroker
 
 OFFBEAT, HAND_LOOP = "offbeat", "hand_loop"
 _ROOT = Path(__file__).parents[2]
-_PYTHON_OF_PEERS = _ROOT / "benchmarks/peers/.venv/bin/python"
+_ENVIRONMENT = _ROOT / "benchmarks/peers/.venv"
 _START_S = 120.0  # imports, compilation, a group's first assignment
 _LOOK_S = 0.1
 # No session ends: other tools have no notion of that, and keep a state for each key.
@@ -63,17 +63,21 @@ class _Peer(NamedTuple):
     @property
     def python(self) -> str:
         """Its interpreter."""
-        return str(_PYTHON_OF_PEERS) if self.has_own_packages else sys.executable
+        return str(_ENVIRONMENT / "bin/python") if self.has_own_packages else sys.executable
 
     @property
     def why_not(self) -> str | None:
         """Why it cannot run here; None where it can."""
-        missing = self.has_own_packages and not _PYTHON_OF_PEERS.exists()
+        missing = self.has_own_packages and not (_ENVIRONMENT / "ready").exists()
         return "its packages are not installed: make bench-peers-deps" if missing else None
 
 
 PEERS = {
     HAND_LOOP: _Peer("hand_loop"),
+    "faust_agent": _Peer("faust_agent"),
+    "faust_take": _Peer("faust_take"),
+    "quix": _Peer("quix", has_own_packages=True),
+    "bytewax_batch": _Peer("bytewax_batch", has_own_packages=True),
 }
 
 

@@ -8,7 +8,6 @@ import sys
 from pathlib import Path
 
 import numpy as np
-import pytest
 
 from benchmarks.peers.job import Model, TorchGru
 from benchmarks.peers.scores import TOLERANCE
@@ -34,24 +33,28 @@ def test_smoke(kafka: None, tmp_path: Path) -> None:
     assert all(rate > 0 for rate in found["records_per_s_median"].values())
 
 
-@pytest.mark.parametrize("sessions", [1, 7])
-def test_torch_and_kernel_agree(sessions: int) -> None:
-    """The peers' model in torch gives the kernel's surprise and states, over several steps and any gaps."""
+def test_torch_and_kernel_agree() -> None:
+    """The peers' model in torch gives the kernel's surprise and states, of one record and of runs of any lengths."""
     rng = np.random.default_rng(0)
     shapes = {
         "start": (8,), "core.weight_ih_l0": (24, 5), "core.weight_hh_l0": (24, 8), "core.bias_ih_l0": (24,),
         "core.bias_hh_l0": (24,), "embeddings.0.weight": (10, 4), "head.weight": (11, 8), "head.bias": (11,),
     }  # fmt: skip
     weights = {name: rng.normal(0, 0.5, shape).astype(np.float32) for name, shape in shapes.items()}
-    kernel, torch = GruKernel(weights, (10,)), TorchGru(Model(weights, {}, 0.0))
-    kind, at = np.full(sessions, STEP, np.int8), np.arange(sessions, dtype=np.int32)
-    hidden = np.tile(weights["start"], (sessions, 1))
-    for _ in range(5):
-        ids, gaps_ms = rng.integers(0, 10, sessions), rng.integers(0, 10_000_000, sessions)
-        expected = kernel.score_and_step(
-            kind, at, at, np.zeros(sessions, np.bool_), ids[:, None].astype(np.int32), log_gaps(gaps_ms), hidden
-        )
-        surprise, after = torch.score_and_step(ids.tolist(), gaps_ms.tolist(), hidden)
-        np.testing.assert_allclose(surprise, expected.surprise[:, 0], atol=1e-5)
-        np.testing.assert_allclose(after, expected.hidden, atol=1e-5)
-        hidden = expected.hidden
+    lengths = [2, 5, 1, 5, 3]
+    n, row = sum(lengths), np.repeat(np.arange(len(lengths), dtype=np.int32), lengths)
+    ids, gaps_ms = rng.integers(0, 10, n), rng.integers(0, 10_000_000, n)
+    hidden = rng.normal(0, 0.5, (len(lengths), 8)).astype(np.float32)
+    expected = GruKernel(weights, (10,)).score_and_step(
+        np.full(n, STEP, np.int8), row, np.arange(n, dtype=np.int32), np.zeros(n, np.bool_),
+        ids[:, None].astype(np.int32), log_gaps(gaps_ms), hidden,
+    )  # fmt: skip
+    model = TorchGru(Model(weights, {}, 0.0))
+    surprise, after = model.score_runs(lengths, ids.tolist(), gaps_ms.tolist(), hidden)
+    np.testing.assert_allclose(surprise, expected.surprise[:, 0], atol=1e-5)
+    np.testing.assert_allclose(after, expected.hidden, atol=1e-5)
+    one_by_one = hidden.copy()
+    for i in range(n):
+        score, one_by_one[row[i]] = model.score_one(int(ids[i]), int(gaps_ms[i]), one_by_one[row[i]])
+        assert abs(score - expected.surprise[i, 0]) < 1e-5
+    np.testing.assert_allclose(one_by_one, expected.hidden, atol=1e-5)
