@@ -153,7 +153,7 @@ class _Saver:
         self._producer = Producer(
             {
                 "bootstrap.servers": job.address, "transactional.id": job.group, "partitioner": "murmur2_random",
-                "linger.ms": 5, "batch.size": 1 << 20, "queue.buffering.max.messages": 1_000_000,
+                "linger.ms": 5, "log_level": 0, "batch.size": 1 << 20, "queue.buffering.max.messages": 1_000_000,
                 "queue.buffering.max.kbytes": 1 << 20,
             }
         )  # fmt: skip
@@ -213,7 +213,7 @@ class _Loop:
         self._kernel = _InPlace(model.weights, learned.vocabulary.sizes)
         self._rows = _Rows(self._kernel.size)
         self._ids = model.ids
-        self._hashes = {action: stable_hash(action) for action in model.ids}
+        self._hashes = np.array([stable_hash(action) for action in model.ids], np.uint64).view(np.int64)  # by id
         self._decode = msgspec.json.Decoder(list[_Event]).decode
         self._outputs: list[tuple[bytes, bytes]] = []
         self._next: dict[int, int] = {}
@@ -251,11 +251,11 @@ class _Loop:
 
     def _score(self, row: NDArray[np.int32], time_ms: I64, actions: list[str]) -> F32:
         rows, n = self._rows, len(row)
-        tokens = np.array([[self._ids.get(action, OOV)] for action in actions], np.int32).reshape(n, 1)
-        hashes = np.array([self._hashes.get(action, 0) for action in actions], np.uint64).view(np.int64)
+        tokens = np.array([self._ids.get(action, OOV) for action in actions], np.int32)
+        hashes = self._hashes[tokens]
         gap_ms, first = np.empty(n, np.int64), np.empty(n, np.bool_)
         _remember(row, time_ms, hashes, rows.past, rows.changed, gap_ms, first)
-        return self._kernel.advance(row, first, tokens, log_gaps(gap_ms), rows.table)
+        return self._kernel.advance(row, first, tokens[:, None], log_gaps(gap_ms), rows.table)
 
 
 def run(job: Job) -> None:
@@ -265,7 +265,7 @@ def run(job: Job) -> None:
     loop.warm_up()
     consumer = Consumer(
         {
-            "bootstrap.servers": job.address, "group.id": job.group, "enable.auto.commit": False,
+            "bootstrap.servers": job.address, "group.id": job.group, "enable.auto.commit": False, "log_level": 0,
             "auto.offset.reset": "earliest", "queued.min.messages": 200_000, "queued.max.messages.kbytes": 1 << 18,
             "fetch.message.max.bytes": 4 << 20,
         }

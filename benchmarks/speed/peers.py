@@ -106,7 +106,7 @@ def run(
     windows = windows or Windows()
     runs: dict[str, list[_Run]] = {name: [] for name in able}
     with tempfile.TemporaryDirectory() as folder, LocalBroker(Path(folder) / "broker", ephemeral=True) as broker:
-        bench = _Bench(broker.address, Path(folder))
+        bench = Bench(broker.address, Path(folder))
         differences = bench.check(able, min(records, _CHECKED), sessions)
         for name, off in differences.items():
             screen.print(f"  {name}: scores as the kernel's but for {off:.1e} nats")
@@ -135,7 +135,7 @@ def run(
     }  # fmt: skip
 
 
-class _Bench:
+class Bench:
     """Starts Offbeat and peers over one broker, each with topics and a folder of its own that are gone afterwards."""
 
     def __init__(self, address: str, folder: Path) -> None:
@@ -176,7 +176,7 @@ class _Bench:
         try:
             if name == OFFBEAT:
                 return _measure_worker(self._stack(app, source), records, window_s)
-            result = self._run_peer(name, self._job(app, source, records, window_s))
+            result = self.run_peer(name, self.job(app, source, records, window_s))
             return _Run(result["records"] / result["seconds"], result["processor_s"] / result["records"] * 1e6)
         finally:
             self._clean_up()
@@ -194,16 +194,17 @@ class _Bench:
             ]
             places = [decision["id"].split("/")[-3:-1] for decision in decisions]
             return {(int(p), int(o)): d["score"] for (p, o), d in zip(places, decisions, strict=True)}
-        job = self._job(app, source, records, 600.0)
+        job = self.job(app, source, records, 600.0)
         job = replace(job, scores=f"{job.folder}.npy")
-        self._run_peer(name, job)
+        self.run_peer(name, job)
         return read_scores(f"{job.folder}.npy")
 
     def _stack(self, app: str, source: str, **settings: Any) -> Stack:
         settings = {"state": {"ttl": "30d"}} | settings
         return Stack.make(self.address, self.folder / app, app, source=source, stream=_SETTINGS, **settings)
 
-    def _job(self, app: str, source: str, records: int, window_s: float) -> Job:
+    def job(self, app: str, source: str, records: int, window_s: float) -> Job:
+        """What a peer is told, with topics and a bundle made for it."""
         stack = self._stack(app, source)
         job = Job(
             self.address, source, app, f"{app}.outputs", f"{app}.changelog", str(stack.folder / "models" / STREAM),
@@ -213,7 +214,8 @@ class _Bench:
         self._make_topics({job.outputs: {}, job.changelog: {"cleanup.policy": "compact"}})
         return job
 
-    def _run_peer(self, name: str, job: Job) -> dict[str, Any]:
+    def run_peer(self, name: str, job: Job) -> dict[str, Any]:
+        """Run a peer to its end; its result."""
         path, log = Path(f"{job.folder}.job.json"), Path(f"{job.folder}.log")
         job.write(path)
         environment = os.environ | {"PYTHONPATH": str(_ROOT)}

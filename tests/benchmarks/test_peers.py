@@ -9,12 +9,14 @@ from pathlib import Path
 
 import numpy as np
 
-from benchmarks.peers.job import Model, TorchGru
-from benchmarks.peers.scores import TOLERANCE
-from benchmarks.speed.peers import OFFBEAT, PEERS
+from benchmarks.kafka import committed_offsets, read_topic
+from benchmarks.peers.job import PARTITIONS, Model, TorchGru
+from benchmarks.peers.scores import TOLERANCE, scores_of_kernel
+from benchmarks.speed.peers import HAND_LOOP, OFFBEAT, PEERS, Bench
 from features.sessions import log_gaps
 from models.kernels import STEP
 from models.runtime import GruKernel
+from pipeline.cold_rows import ColdRows
 
 
 def test_smoke(kafka: None, tmp_path: Path) -> None:
@@ -31,6 +33,29 @@ def test_smoke(kafka: None, tmp_path: Path) -> None:
     assert set(found["runs"]) == set(found["largest_difference"]) == able
     assert max(found["largest_difference"].values()) <= TOLERANCE
     assert all(rate > 0 for rate in found["records_per_s_median"].values())
+
+
+def test_the_hand_loop_saves_all(kafka_address: str, tmp_path: Path) -> None:
+    """At its end offsets, changelog, RocksDB and outputs hold all that the hand-written loop has read."""
+    bench = Bench(kafka_address, tmp_path)
+    bench.fill("hand.events", 3_000, 100)
+    job = bench.job("hand", "hand.events", 3_000, 60.0)
+    assert bench.run_peer(HAND_LOOP, job)["records"] == 3_000
+    assert sum(committed_offsets(kafka_address, job.group, job.source, PARTITIONS).values()) == 3_000
+    rows = {message.key(): message.value() for message in read_topic(kafka_address, job.changelog)}
+    assert rows.keys() == {message.key() for message in read_topic(kafka_address, job.source)}
+    cold = ColdRows(Path(job.folder) / "rows")
+    assert cold.get_many(list(rows)) == list(rows.values())
+    cold.close()
+    assert sum(int(np.frombuffer(row, np.int64)[-3]) for row in rows.values()) == 3_000  # how many events each had
+    model = Model.read(job.model)
+    scores = scores_of_kernel(kafka_address, job.source, model)
+    strange = {place for place, score in scores.items() if score >= model.threshold}
+    assert 5 < len(strange) < 100
+    told = [json.loads(message.value()) for message in read_topic(kafka_address, job.outputs)]
+    places = {(int(partition), int(offset)) for partition, offset in (body["id"].split("/") for body in told)}
+    assert places == strange | {place for place in scores if place[1] % 100 == 0}
+    assert {body["id"] for body in told if body["anomaly"]} == {f"{p}/{o}" for p, o in strange}
 
 
 def test_torch_and_kernel_agree() -> None:
