@@ -5,6 +5,7 @@
 #   make chaos   a storm of SECONDS by SEED on a real broker: every fault, then every row and verdict compared
 #   make chaos-alerts   10,000 alerts to a receiver that fails, stalls and throttles, over three kills (ten minutes)
 #   make bench   speed and quality on this machine, printed and written to benchmarks/results/
+#   make bench-peers-deps  Quix Streams and Bytewax, for `python -m benchmarks peers`; Faust is there anyway
 #   make stack-deps  Prometheus and Alertmanager from Debian, as root, not started; tests of deploy/ need them
 #   make up      the whole stack in containers (PROFILE=minimal or full); make down stops it, make break breaks the shop
 #   make lock    resolve the dependencies anew (needs uv)
@@ -19,7 +20,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check --no-input
 LOCKS := requirements/base.lock requirements/torch.lock
 
-.PHONY: demo test check chaos chaos-alerts bench stack-deps up down break lock clean
+.PHONY: demo test check chaos chaos-alerts bench bench-peers-deps stack-deps up down break lock clean
 .DEFAULT_GOAL := test
 
 demo: $(VENV)/ready
@@ -49,6 +50,16 @@ chaos-alerts: $(VENV)/ready
 bench: $(VENV)/ready
 	$(BIN)/python -m benchmarks $(ARGS)
 
+# Their own environment, for they want older versions of what the project has; numpy and torch are the project's.
+PEERS := benchmarks/peers/.venv
+bench-peers-deps: $(PEERS)/ready
+$(PEERS)/ready: benchmarks/peers/requirements.lock $(VENV)/ready
+	rm -rf $(PEERS)
+	$(BIN)/python -m venv $(PEERS)
+	$(PEERS)/bin/python -m pip --disable-pip-version-check --no-input install --quiet --no-deps --require-hashes -r $<
+	$(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))' > "$$($(PEERS)/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/project.pth"
+	@touch $@
+
 stack-deps:
 	deploy/stack-deps.sh
 
@@ -69,7 +80,7 @@ lock:
 	requirements/lock.sh
 
 clean:
-	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis build dist
+	rm -rf $(VENV) $(PEERS) .mypy_cache .ruff_cache .pytest_cache .hypothesis build dist
 
 # "ready" is touched last, so an interrupted install starts over.
 $(VENV)/ready: pyproject.toml $(LOCKS)

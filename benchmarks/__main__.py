@@ -1,6 +1,7 @@
 """`python -m benchmarks`: runs all that measure speed or go through Kafka, and writes JSON with machine facts.
 
-`python -m benchmarks quality-hdfs` runs a scenario of quality instead, as `benchmarks/quality/scenarios.py` says.
+`python -m benchmarks quality-hdfs` runs a scenario of quality instead, as `benchmarks/quality/scenarios.py` says;
+`python -m benchmarks peers` measures other tools beside Offbeat, as `benchmarks/speed/peers.py` says (half an hour).
 `--smoke` runs each on a small load, to see that it still works; its figures mean nothing.
 """
 
@@ -39,6 +40,7 @@ from benchmarks.speed import (
     masking,
     memory,
     observability,
+    peers,
     recovery,
     text_lines,
     whole_path,
@@ -57,10 +59,13 @@ def main() -> None:
     options = parser.parse_args()
     screen = Console(highlight=False)
     out = options.out or RESULTS / f"{time.strftime('%Y%m%d-%H%M%S')}.json"
+    if options.scenarios == ["peers"]:
+        _write([_peers(screen, smoke=options.smoke)], out, screen)
+        return
     if options.scenarios:
         unknown = set(options.scenarios) - {*SCENARIOS, "quality"}
         if unknown:
-            parser.error(f"there is no {unknown.pop()}; there are {', '.join(SCENARIOS)} and quality")
+            parser.error(f"there is no {unknown.pop()}; there are {', '.join(SCENARIOS)}, quality, and alone peers")
         sys.exit(run_scenarios(options, screen, out))
     _run_all(screen, out, options)
 
@@ -97,7 +102,18 @@ def _run_all(screen: Console, out: Path, options: argparse.Namespace) -> None:
     for result in results:
         shown = {k: v for k, v in result.items() if k not in {"examples", "records_per_s", "runs", "rows"}}
         screen.print("  ".join(f"{k} {v:,.4g}" if isinstance(v, float) else f"{k} {v}" for k, v in shown.items()))
-    out = options.out or RESULTS / f"{time.strftime('%Y%m%d-%H%M%S')}.json"
+    _write(results, out, screen)
+
+
+def _peers(screen: Console, *, smoke: bool) -> dict[str, Any]:
+    """Offbeat beside other tools; five rounds, over a topic that the quickest do not read to its end."""
+    screen.print("peers: the same job by other tools, in turn")
+    if smoke:
+        return peers.run(4_000, 200, 1, screen, peers.Windows(2.0, 2.0))
+    return peers.run(12_000_000, 100_000, 5, screen)
+
+
+def _write(results: list[dict[str, Any]], out: Path, screen: Console) -> None:
     out.parent.mkdir(parents=True, exist_ok=True)
     out.write_text(json.dumps({"machine": machine(), "results": results}, indent=1))
     screen.print(f"written to {out}")
