@@ -152,9 +152,9 @@ def remarks(plan: Plan) -> list[str]:
     )
     if not plan.hottest_fits:
         found.append(
-            f"One session has {plan.hottest:.0%} of all records, {plan.hottest * plan.load.events_per_s:,.0f} a second. "
-            "That is more than a worker serves beside others, and no number of workers helps: name sessions by a "
-            "further field (session.by takes a list). The figures are for shares that can be spread."
+            f"One session has {plan.hottest:.0%} of all records, {plan.hottest * plan.load.events_per_s:,.0f} a "
+            "second. That is more than a worker serves beside others, and no number of workers helps: name sessions "
+            "by a further field (session.by takes a list). The figures are for shares that can be spread."
         )
     if plan.saving.interval_s > plan.load.checkpoint_ms / 1e3 * 1.001:
         found.append(
