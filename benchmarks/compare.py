@@ -1,9 +1,9 @@
 """`make bench BASE=REF`: the same benchmarks on a commit and on the tree as it stands, in turn, and their ratios.
 
 The commit is checked out beside, and both run by the same interpreter, each benchmark in a process of its own that
-finds its packages in its own tree. Base and head take turns, and so does which goes first: what else the machine does meets
-both. Each figure is shown as both medians, their ratio, and the least and the most ratio of a round. Figures that never
-differ, such as numbers of records, are left out.
+finds its packages in its own tree. Base and head take turns, and so does which goes first: what else the machine does
+meets both. Each figure is shown as both medians, their ratio, and the least and the most ratio of a round. Figures that
+never differ, such as numbers of records, are left out.
 
 Exit code 0, 1 where a run failed, 2 where there is nothing to compare.
 """
@@ -77,7 +77,7 @@ def main(arguments: Sequence[str], root: Path = ROOT, screen: Console | None = N
     parser.add_argument("--times", type=int, default=LEAST, help=f"rounds, at least {LEAST}")
     parser.add_argument("--smoke", action="store_true", help="small loads, figures without meaning; one round will do")
     parser.add_argument("--out", type=Path, help="where the JSON goes (default: benchmarks/results/)")
-    options = parser.parse_args(arguments)
+    options = parser.parse_intermixed_args(arguments)  # names may follow options
     if options.times < (1 if options.smoke else LEAST):
         parser.error(f"--times {options.times} is too few for a median; take {LEAST} or more")
     screen = screen or Console(highlight=False)

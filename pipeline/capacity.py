@@ -56,6 +56,8 @@ class Load:
         How long decisions and anomalies are kept.
     standbys, repartitioned
         Workers that follow each changelog; whether records are brought to an internal topic first.
+    exactly_once
+        Outputs leave with their checkpoint. That cost nothing that could be measured, so no figure goes by it.
     """
 
     events_per_s: float
@@ -76,6 +78,7 @@ class Load:
     output_retention_s: float = 7 * 86_400.0
     standbys: int = 0
     repartitioned: bool = False
+    exactly_once: bool = False
 
 
 @dataclass(frozen=True)

@@ -123,7 +123,7 @@ def _of_config(load: Load, settings: Settings, stream: str | None) -> Load:
         numbers=shape.numbers, checkpoint_ms=settings.checkpoint_interval, hot_sessions=settings.state.hot_sessions,
         decisions=settings.decisions.sample, alarms=section.promise.rate(None),
         output_retention_s=settings.topics.retention / 1e3, standbys=settings.state.standby_replicas,
-        repartitioned=section.is_repartitioned,
+        repartitioned=section.is_repartitioned, exactly_once=settings.delivery == "exactly_once",
     )  # fmt: skip
 
 

@@ -161,6 +161,11 @@ def remarks(plan: Plan) -> list[str]:
             f"Checkpoints come every {_seconds(plan.saving.interval_s)}, for a worker that may hold all "
             f"{plan.partitions:,} partitions makes 50 transactions a second at most."
         )
+    if plan.load.exactly_once:
+        found.append(
+            f"With delivery: exactly_once outputs leave with their checkpoint, {_seconds(plan.saving.interval_s)} "
+            "after the record at most where nothing lags."
+        )
     if plan.workers > GROUP:
         found.append(
             f"A consumer group of {plan.workers:,} members is beyond what anybody here has tried: split the topic, and "

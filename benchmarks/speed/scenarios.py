@@ -90,7 +90,7 @@ SPEED = {
         "templates: lines to templates, one core; and whether they are the right ones", _templates
     ),
 }
-QUICK = ("speed-decode", "speed-cores", "speed-text-lines", "speed-stages")  # minutes, and no broker
+QUICK = ("speed-decode", "speed-text-lines", "speed-stages")  # few minutes, and no broker
 
 
 def run_speed(names: Sequence[str], screen: Console, *, smoke: bool) -> Results:

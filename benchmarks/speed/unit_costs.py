@@ -17,7 +17,7 @@ import time
 import tracemalloc
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from confluent_kafka import Consumer, TopicPartition
@@ -72,8 +72,7 @@ class Size:
 SMOKE = Size(20_000, 500, 1, 2_000, 4_000, (500, 200, 1), (64,), ("gru",))
 
 
-@dataclass(frozen=True)
-class _Run:
+class Run(NamedTuple):
     """What a worker did between two looks, and what it spent on it."""
 
     processor_us: float
@@ -260,7 +259,7 @@ def _of_workers(size: Size, core_us: float, screen: Console) -> dict[str, Any]:
         "hardly a checkpoint": ("few", {}, "1m", _CONTEXTS[0]), "rows": ("many", {}, "250ms", _CONTEXTS[0]),
         "wide rows": ("many", wide, "250ms", _CONTEXTS[1]), "checkpoints": ("few", {}, "80ms", _CONTEXTS[0]),
     }  # fmt: skip
-    runs: list[_Run] = []
+    runs: list[Run] = []
     with tempfile.TemporaryDirectory() as name, LocalBroker(Path(name) / "broker", ephemeral=True) as broker:
         sources = {
             keys: Stack.make(broker.address, Path(name) / keys, keys).source for keys in ("few", "many")
@@ -276,7 +275,7 @@ def _of_workers(size: Size, core_us: float, screen: Console) -> dict[str, Any]:
                 shape = RowShape(64, context, 1, profile=ENTRIES)
                 runs.append(_watch(stack, size.records, row_bytes(shape) / 1_000))
                 screen.print(f"  {way}: {_said(runs[-1])}")
-        found = _told_apart(runs)
+        found = told_apart(runs)
         found["record_us"] = max(0.0, found["record_us"] - core_us)
         found["base_bytes"] = round(np.median([one.resident for one in runs[:: len(ways)]]))
         found["repartition_us"] = _repartition_us(broker.address, Path(name), sources["few"], size)
@@ -289,14 +288,14 @@ def _events(sessions: int, records: int) -> Any:
     return (next(made) for _ in range(records))
 
 
-def _said(one: _Run) -> str:
+def _said(one: Run) -> str:
     return (
         f"{one.processor_us / one.records:.1f} us a record, {one.rows / one.records:.2f} rows a record, "
         f"{one.checkpoints:.0f} checkpoints"
     )
 
 
-def _watch(stack: Stack, records: int, row_kb: float) -> _Run:
+def _watch(stack: Stack, records: int, row_kb: float) -> Run:
     """A worker between the first tenth of the records and nearly the last of them."""
     with WorkerProcess(stack) as worker:
         worker.wait_started()
@@ -310,7 +309,7 @@ def _watch(stack: Stack, records: int, row_kb: float) -> _Run:
         worker.stop()
     processor, scored, rows, checkpoints = (b - a for a, b in zip(first, last, strict=True))
     rows = max(0.0, rows - 2 * checkpoints)  # the partition row, and the transaction's mark
-    return _Run(processor * 1e6, scored, rows, rows * row_kb, checkpoints, resident)
+    return Run(processor * 1e6, scored, rows, rows * row_kb, checkpoints, resident)
 
 
 def _look(stack: Stack, worker: WorkerProcess) -> tuple[float, float, float, float]:
@@ -332,7 +331,7 @@ def _changelog_end(stack: Stack) -> int:
         consumer.close()
 
 
-def _told_apart(runs: list[_Run]) -> dict[str, float]:
+def told_apart(runs: list[Run]) -> dict[str, float]:
     """What a record, a row, a kilobyte and a checkpoint take: least squares, each run by its length; none below 0."""
     columns = np.array([[one.records, one.rows, one.row_kb, one.checkpoints] for one in runs])
     weight = 1 / columns[:, :1]

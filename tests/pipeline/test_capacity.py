@@ -176,6 +176,17 @@ def test_a_session_too_hot_for_a_worker_is_told() -> None:
     assert not any("no number of workers" in remark for remark in remarks(plan_of(1e4, 10**6, zipf=True)))
 
 
+def test_what_a_setting_delays_is_told() -> None:
+    """Where outputs wait for checkpoints, or checkpoints for the budget of transactions, a remark says how long."""
+    delayed = plan_of(1e7, 10**8, exactly_once=True)
+    assert delayed.saving.interval_s > 0.25
+    assert any("exactly_once outputs leave with their checkpoint" in remark for remark in remarks(delayed))
+    assert any("makes 50 transactions a second" in remark for remark in remarks(delayed))
+    assert any("A consumer group of" in remark for remark in remarks(plan_of(1e8, 10**9)))
+    small = " ".join(remarks(plan_of(1e4, 10**5)))
+    assert not any(words in small for words in ("exactly_once", "transactions", "consumer group"))
+
+
 def test_the_fewest_is_found() -> None:
     """`fewest` gives the least number that suffices, 1 included."""
     assert [fewest(lambda n, least=least: n >= least) for least in (1, 2, 3, 4, 1_000, 1_025)] == [
