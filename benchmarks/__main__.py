@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -36,13 +37,13 @@ RESULTS = Path(__file__).parent / "results"
 _UNIT_COSTS = "unit-costs"
 
 
-def main() -> None:
+def main(arguments: Sequence[str] | None = None) -> None:
     """Run, print, write."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
     parser.add_argument("--smoke", action="store_true", help="small loads, figures without meaning")
     parser.add_argument("--out", type=Path, help="where the JSON goes (default: benchmarks/results/)")
     add_options(parser)
-    options = parser.parse_args()
+    options = parser.parse_args(arguments)
     screen = Console(highlight=False)
     out = options.out or RESULTS / f"{time.strftime('%Y%m%d-%H%M%S')}.json"
     wanted = set(options.scenarios)

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
+from benchmarks.__main__ import main
 from benchmarks.slice_workloads import KINDS, learn, one_of_each, records_of
 from benchmarks.speed import stages
 from benchmarks.speed.unit_costs import Run, told_apart
@@ -74,17 +75,20 @@ def test_stages_make_the_total() -> None:
     assert 1 < of["total"] < 5_000
 
 
-def test_names_are_held_to_each_other() -> None:
-    """Unknown names, and names whose results have different forms together, are refused with a sentence."""
-    for names, sentence in (
+@pytest.mark.parametrize(
+    ("names", "sentence"),
+    [
         (["speed-what"], "there is no speed-what; there are speed-whole-path"),
-        (["speed-decode", "quality-hdfs"], "go with each other only"), (["unit-costs", "quality-hdfs"], "stands alone"),
-    ):  # fmt: skip
-        done = subprocess.run(
-            [sys.executable, "-m", "benchmarks", *names], capture_output=True, text=True, check=False, cwd=ROOT
-        )
-        assert done.returncode == 2
-        assert sentence in done.stderr
+        (["speed-decode", "quality-hdfs"], "go with each other only"),
+        (["unit-costs", "quality-hdfs"], "stands alone"),
+    ],
+)
+def test_names_are_held_to_each_other(names: list[str], sentence: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """Unknown names, and names whose results have different forms together, are refused with a sentence."""
+    with pytest.raises(SystemExit) as ended:
+        main(names)
+    assert ended.value.code == 2
+    assert sentence in capsys.readouterr().err
 
 
 def test_a_scenario_of_speed_runs_by_name(tmp_path: Path) -> None:
