@@ -4,7 +4,8 @@
 #   make check   ruff, mypy strict, import contracts, generated documents up to date
 #   make chaos   a storm of SECONDS by SEED on a real broker: every fault, then every row and verdict compared
 #   make chaos-alerts   10,000 alerts to a receiver that fails, stalls and throttles, over three kills (ten minutes)
-#   make bench   speed and quality on this machine, printed and written to benchmarks/results/
+#   make bench   speed and quality on this machine, printed and written to benchmarks/results/; with BASE=REF how the
+#                quick ones of speed (or those of ARGS) compare with that commit
 #   make bench-peers-deps  Quix Streams and Bytewax, for `python -m benchmarks peers`; Faust is there anyway
 #   make stack-deps  Prometheus and Alertmanager from Debian, as root, not started; tests of deploy/ need them
 #   make up      the whole stack in containers (PROFILE=minimal or full); make down stops it, make break breaks the shop
@@ -47,8 +48,9 @@ chaos: $(VENV)/ready
 chaos-alerts: $(VENV)/ready
 	$(BIN)/python -m tests.chaos.alert_storm $(ARGS)
 
+BASE :=
 bench: $(VENV)/ready
-	$(BIN)/python -m benchmarks $(ARGS)
+	$(BIN)/python -m $(if $(BASE),benchmarks.compare $(BASE),benchmarks) $(ARGS)
 
 # Their own environment, for they want older versions of what the project has; numpy and torch are the project's.
 PEERS := benchmarks/peers/.venv

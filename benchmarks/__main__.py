@@ -1,24 +1,24 @@
 """`python -m benchmarks`: runs all that measure speed or go through Kafka, and writes JSON with machine facts.
 
-`python -m benchmarks quality-hdfs` runs a scenario of quality instead, as `benchmarks/quality/scenarios.py` says;
-`python -m benchmarks peers` measures other tools beside Offbeat, as `benchmarks/speed/peers.py` says (half an hour).
-`--smoke` runs each on a small load, to see that it still works; its figures mean nothing.
+`python -m benchmarks speed-decode speed-cores` runs some instead: those of `benchmarks/speed/scenarios.py`, or, as
+quality-hdfs, those of `benchmarks/quality/scenarios.py`. `python -m benchmarks unit-costs --out FILE` measures what
+`offbeat plan --costs FILE` goes by, and `python -m benchmarks peers` other tools beside Offbeat, as
+`benchmarks/speed/peers.py` says (half an hour). `--smoke` runs each on a small load, to see that it still works; its
+figures mean nothing.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 
-from benchmarks import loghub
 from benchmarks import nezha as nezha_data
-from benchmarks.machine import machine
 from benchmarks.quality import (
     contamination,
     drift,
@@ -30,93 +30,54 @@ from benchmarks.quality import (
     nezha_incidents,
     promise,
 )  # fmt: skip
-from benchmarks.quality import templates as template_quality
 from benchmarks.quality.scenarios import SCENARIOS, add_options, run_scenarios
-from benchmarks.speed import (
-    checkpoint,
-    cores,
-    decode,
-    explanations,
-    masking,
-    memory,
-    observability,
-    peers,
-    recovery,
-    text_lines,
-    whole_path,
-)  # fmt: skip
-from benchmarks.speed import templates as template_speed
+from benchmarks.speed import peers, unit_costs
+from benchmarks.speed.scenarios import SPEED, run_speed, write_results
 
 RESULTS = Path(__file__).parent / "results"
+_UNIT_COSTS, _PEERS = "unit-costs", "peers"
+_ALONE = {_UNIT_COSTS, _PEERS}
 
 
-def main() -> None:
+def main(arguments: Sequence[str] | None = None) -> None:
     """Run, print, write."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
     parser.add_argument("--smoke", action="store_true", help="small loads, figures without meaning")
     parser.add_argument("--out", type=Path, help="where the JSON goes (default: benchmarks/results/)")
     add_options(parser)
-    options = parser.parse_args()
+    options = parser.parse_args(arguments)
     screen = Console(highlight=False)
     out = options.out or RESULTS / f"{time.strftime('%Y%m%d-%H%M%S')}.json"
-    if options.scenarios == ["peers"]:
-        _write([_peers(screen, smoke=options.smoke)], out, screen)
-        return
-    if options.scenarios:
-        unknown = set(options.scenarios) - {*SCENARIOS, "quality"}
-        if unknown:
-            parser.error(f"there is no {unknown.pop()}; there are {', '.join(SCENARIOS)}, quality, and alone peers")
+    wanted = set(options.scenarios)
+    if unknown := wanted - {*SCENARIOS, *SPEED, "quality", *_ALONE}:
+        there_are = ", ".join([*SPEED, *SCENARIOS, "quality", *sorted(_ALONE)])
+        parser.error(f"there is no {unknown.pop()}; there are {there_are}")
+    if wanted == {_UNIT_COSTS}:
+        measured = unit_costs.run(unit_costs.SMOKE if options.smoke else unit_costs.Size(), screen)
+        out.parent.mkdir(parents=True, exist_ok=True)
+        out.write_text(measured.model_dump_json(indent=1) + "\n")
+        screen.print(f"written to {out}")
+    elif wanted == {_PEERS}:
+        write_results([_beside_peers(screen, smoke=options.smoke)], out, screen)
+    elif wanted & SPEED.keys():
+        if not wanted <= SPEED.keys():
+            parser.error("scenarios of speed go with each other only: their results have another form")
+        write_results(run_speed(options.scenarios, screen, smoke=options.smoke), out, screen)
+    elif wanted:
+        if with_others := wanted & _ALONE:
+            parser.error(f"{with_others.pop()} stands alone: what it writes has a form of its own")
         sys.exit(run_scenarios(options, screen, out))
-    _run_all(screen, out, options)
-
-
-def _run_all(screen: Console, out: Path, options: argparse.Namespace) -> None:
-    results = []
-    screen.print("whole path: producer, broker, one worker, checkpoints, outputs")
-    results.append(whole_path.run(*((20_000, 500, 1) if options.smoke else (2_000_000, 100_000, 3)), screen))
-    screen.print("checkpoint: what saving costs, and what exactly_once does")
-    results.append(checkpoint.run(*((20_000, 500, 1) if options.smoke else (1_000_000, 100_000, 3)), screen))
-    screen.print("observability: what metrics and traces cost")
-    results.append(observability.run(*((20_000, 500, 1) if options.smoke else (400_000, 20_000, 7)), screen))
-    screen.print("recovery: from the changelog alone, from an intact disk, by a standby")
-    results.append(recovery.run(4_000 if options.smoke else 1_000_000, screen))
-    screen.print("memory: a million live sessions, few of them in memory")
-    results.append(memory.run(*((2_000, 2.0, 500) if options.smoke else (1_000_000, 600.0, 4_000)), screen))
-    for what, benchmark, few, many in (
-        ("decode: JSON events to columns, one core", decode.run, (2_000, 1), (200_000, 5)),
-        ("cores: what serving a model costs, one core", cores.run, (2_000, 1), (100_000, 5)),
-        ("masking: what detectors cost, one core", masking.run, (2_000, 1), (100_000, 3)),
-        ("text lines: fields out of lines, format by format, one core", text_lines.run, (500, 1), (50_000, 5)),
-    ):
-        screen.print(what)
-        results.append(benchmark(*(few if options.smoke else many), screen))
-    screen.print("explanations: what one costs, one core")
-    results.append(explanations.run(5 if options.smoke else 500, screen))
-    screen.print("templates: lines to templates, one core; and whether they are the right ones")
-    if loghub.available():
-        systems = loghub.SYSTEMS[:1] if options.smoke else loghub.SYSTEMS
-        results += [template_speed.run(screen, systems=systems), template_quality.run(screen, systems)]
     else:
-        screen.print("  left out: the labelled data (../shared/data/loghub2k) is not here")
-    results += _quality(screen, smoke=options.smoke)
-    for result in results:
-        shown = {k: v for k, v in result.items() if k not in {"examples", "records_per_s", "runs", "rows"}}
-        screen.print("  ".join(f"{k} {v:,.4g}" if isinstance(v, float) else f"{k} {v}" for k, v in shown.items()))
-    _write(results, out, screen)
+        results = run_speed(list(SPEED), screen, smoke=options.smoke) + _quality(screen, smoke=options.smoke)
+        write_results(results, out, screen)
 
 
-def _peers(screen: Console, *, smoke: bool) -> dict[str, Any]:
+def _beside_peers(screen: Console, *, smoke: bool) -> dict[str, Any]:
     """Offbeat beside other tools; five rounds, over a topic that the quickest do not read to its end."""
     screen.print("peers: the same job by other tools, in turn")
     if smoke:
         return peers.run(4_000, 200, 1, screen, peers.Windows(2.0, 2.0))
     return peers.run(12_000_000, 100_000, 5, screen)
-
-
-def _write(results: list[dict[str, Any]], out: Path, screen: Console) -> None:
-    out.parent.mkdir(parents=True, exist_ok=True)
-    out.write_text(json.dumps({"machine": machine(), "results": results}, indent=1))
-    screen.print(f"written to {out}")
 
 
 def _quality(screen: Console, *, smoke: bool) -> list[dict[str, Any]]:

@@ -12,6 +12,7 @@ from detectors.parts import Learned
 from models.errors import BundleError
 from pipeline.agents.score import add_scoring_agent
 from pipeline.auto_train import AutoTrain
+from pipeline.budgets import checkpoint_interval_s, hot_rows
 from pipeline.clients import Clients
 from pipeline.cold_rows import Memory
 from pipeline.consuming import ConsumingThread
@@ -42,9 +43,7 @@ from pipeline.unmatched_lines import UnmatchedLines
 if TYPE_CHECKING:
     from pipeline.traces import Traces
 
-_LEAST_HOT = 64  # rows a partition may always keep, however many partitions share the budget
 _STOP_TIMEOUT_S = 3.0
-_COMMITS_PER_S = 50  # of a worker at most: each is a transaction, and brokers feel them
 _LEAST_IDLE_MS = 60_000
 
 
@@ -126,8 +125,8 @@ def build_app(
         metrics,
     )
     together = sum(partitions.values())
-    capacity = max(_LEAST_HOT, settings.state.hot_sessions // max(1, together))
-    interval_s = max(settings.checkpoint_interval / 1000, together / _COMMITS_PER_S)
+    capacity = hot_rows(settings.state.hot_sessions, together)
+    interval_s = checkpoint_interval_s(settings.checkpoint_interval, together)
 
     repartitioners = {
         name: Repartitioner(_route(settings, name, outbox), clients, instance.name, topic_ids, metrics, health)

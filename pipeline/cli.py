@@ -358,6 +358,47 @@ def labels_queue(
 
 
 @app.command()
+def plan(
+    events_per_second: Annotated[float, typer.Option("--events-per-second", help="Records that come in a second.")],
+    sessions: Annotated[int, typer.Option(help="Sessions that are live at once.")],
+    config: Annotated[
+        Path | None, typer.Option("--config", "-c", help="The config file; absent: offbeat.yaml, where there is one.")
+    ] = None,
+    stream: Annotated[
+        str | None, typer.Option("--stream", "-s", help="Plan for this stream of the config; one need not be named.")
+    ] = None,
+    zipf: Annotated[
+        bool, typer.Option("--zipf/--uniform", help="A few sessions have most records (s = 1.1), or all have alike.")
+    ] = False,
+    core: Annotated[str | None, typer.Option(help="Instead of the stream's; without a config gru.")] = None,
+    hidden: Annotated[int | None, typer.Option(help="Likewise; 64.")] = None,
+    token_fields: Annotated[int | None, typer.Option(help="Likewise, how many; 1.")] = None,
+    numbers: Annotated[int | None, typer.Option(help="Likewise, how many; 0.")] = None,
+    session_events: Annotated[float, typer.Option(help="Records of a session until it ends.")] = 50.0,
+    record_bytes: Annotated[float, typer.Option(help="Bytes of a record as the topic stores it.")] = 150.0,
+    retention: Annotated[str, typer.Option(help="How long the source topic keeps records.")] = "1d",
+    headroom: Annotated[float, typer.Option(help="Share of each worker's core that is left free.")] = 0.4,
+    partitions_per_worker: Annotated[int, typer.Option(help="More leave room to grow.")] = 1,
+    replication: Annotated[int, typer.Option(help="Copies of each partition of a topic.")] = 3,
+    broker_mb_per_second: Annotated[float, typer.Option(help="MB/s one broker takes in; twice as much out.")] = 100.0,
+    broker_tb: Annotated[float, typer.Option(help="TB one broker stores.")] = 10.0,
+    costs: Annotated[
+        Path | None, typer.Option(help="Unit costs of your machine, by `python -m benchmarks unit-costs`.")
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Say what a load takes in workers, brokers, memory and disk, from measured costs of records and sessions."""
+    from pipeline.plan_command import Asked, print_plan
+
+    asked = Asked(
+        events_per_second, sessions, zipf, core, hidden, token_fields, numbers, session_events, record_bytes,
+        retention, headroom, partitions_per_worker, replication, broker_mb_per_second, broker_tb,
+    )  # fmt: skip
+    here = CONFIG if stream is not None or CONFIG.exists() else None
+    print_plan(asked, config or here, stream, costs, as_json=as_json)
+
+
+@app.command()
 def topics(
     config: Config = CONFIG,
     create: Annotated[bool, typer.Option("--create", help="Create missing topics, sources too.")] = False,

@@ -79,8 +79,8 @@ class Incidents:
     def first_of(self, wrong_from_ms: Mapping[str, int], places: Iterable[Place]) -> Told | None:
         """The first message that tells of a fault; None where no incident does.
 
-        It must name one of the fault's places, and a session of it that went wrong before the latest anomaly told of and
-        was not named before, for something else. The incident may have been open because of that.
+        It must name one of the fault's places, and a session of it that went wrong before the latest anomaly told of
+        and was not named before, for something else. The incident may have been open because of that.
         """
         places, due = set(places), list[Told]()
         for messages in self._told.values():

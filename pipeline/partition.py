@@ -29,6 +29,7 @@ from detectors.promise_keeper import KeeperState
 from detectors.rows import PartitionState
 from detectors.schema_watch import Watched
 from features.events import Events
+from pipeline.budgets import most_changed
 from pipeline.context import StreamContext
 from pipeline.controls import Control
 from pipeline.drift import drift_output
@@ -57,7 +58,6 @@ _LOOK_S = 0.5  # for a partition without records: controls, the idle clock, the 
 _LEAST_WAIT_S = 1.0  # of silence before events that wait are released: a producer may batch
 _PULSE_S = 0.05
 _PIECE = 2_000  # sessions ended in one go: some 20 ms
-_MOST_CHANGED = 8_000  # copying more would hold up the event loop for over 100 ms
 _MOST_UNSENT = 4 << 20  # bytes of outputs that wait for their transaction
 
 log = get_logger()
@@ -113,7 +113,7 @@ class Partition:
         self._controls: list[tuple[int, Control]] = []
         self._nothing: Events
         self._piece = max(1, min(_PIECE, context.capacity // 4))  # sessions at a time
-        self._most_changed = max(1, min(_MOST_CHANGED, context.capacity // 2))  # rows, then a checkpoint is due
+        self._most_changed = most_changed(context.capacity)  # rows, then a checkpoint is due
         self.in_transit = 0  # slices fetched and not yet in the queue
         self._whole = asyncio.Lock()  # held while state, rows and outputs are not in step with each other
         self._due = 0.0

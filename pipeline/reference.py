@@ -1,7 +1,8 @@
 """The documents made from the code: `python -m pipeline.reference` writes them, `--check` says whether they are stale.
 
-They are docs/configuration.md, docs/metrics.md, docs/schemas/NAME.json and docs/asyncapi.yaml. The same code gives the
-same bytes, so a difference is a change somebody made to one and not to the other.
+They are docs/configuration.md, docs/metrics.md, docs/schemas/NAME.json, docs/asyncapi.yaml, and the tables of
+docs/capacity.md. The same code gives the same bytes, so a difference is a change somebody made to one and not to the
+other.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ from pipeline.alerts.settings import RECEIVER_TYPES, AnyReceiverSettings, Receiv
 from pipeline.incident_settings import MaintenanceSettings
 from pipeline.judgement import Backtest
 from pipeline.metrics import Metrics
+from pipeline.plan_tables import with_tables
 from pipeline.secrets import Secret
 from pipeline.settings import Settings
 from pipeline.stream_settings import Daily, DurationMs, NamedNumbers, Scalar, StreamSettings
@@ -53,6 +55,7 @@ _EXAMPLES: dict[str, Any] = {
     "streams.orders.mask": {"status": "redact"},
 }
 _STREAM = "orders"
+_CAPACITY = "docs/capacity.md"
 
 # CloudEvents 1.0 in Kafka's binary content mode, as pipeline/outputs.py writes them.
 _EVENT_TYPES = {
@@ -85,14 +88,16 @@ _ABOUT = {
 }
 
 
-def documents() -> dict[str, str]:
-    """Every document by its path below the repository's root."""
+def documents(root: Path = ROOT) -> dict[str, str]:
+    """Every document by its path below the repository's root; what is written by hand in one stays."""
+    capacity = root / _CAPACITY if (root / _CAPACITY).is_file() else ROOT / _CAPACITY
     schemas = {f"docs/schemas/{name}.json": _json(schema_of(name)) for name in MESSAGES}
     backtest = _schema("backtest", Backtest, "What `offbeat backtest --json` prints.")
     webhook = _schema("webhook", WebhookBody, "The body of alerts to receivers of type webhook.")
     return {
         "docs/configuration.md": _configuration(),
         "docs/metrics.md": _metrics(),
+        _CAPACITY: with_tables(capacity.read_text("utf-8")),
         **schemas,
         "docs/schemas/backtest.json": _json(backtest),
         "docs/schemas/webhook.json": _json(webhook),
@@ -403,7 +408,7 @@ def _json(value: Any) -> str:
 
 def stale(root: Path) -> list[str]:
     """Documents under `root` that are missing, differ from the code, or that the code no longer makes."""
-    made = documents()
+    made = documents(root)
     found = [
         name for name, text in made.items() if not (root / name).is_file() or (root / name).read_text("utf-8") != text
     ]
@@ -413,7 +418,7 @@ def stale(root: Path) -> list[str]:
 
 def write(root: Path) -> list[str]:
     """Bring the documents under `root` up to date; returns those that changed."""
-    changed, made = stale(root), documents()
+    changed, made = stale(root), documents(root)
     for name in changed:
         path = root / name
         if name in made:

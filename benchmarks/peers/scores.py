@@ -11,7 +11,8 @@ from benchmarks.kafka import read_topic
 from benchmarks.peers.job import OOV, Model
 from features.sessions import log_gaps
 from models.kernels import STEP
-from models.runtime import GruKernel
+from models.runtime import make_kernel
+from models.spec import ModelSpec
 
 Scores = dict[tuple[int, int], float]  # by partition and offset
 
@@ -20,7 +21,8 @@ TOLERANCE = 1e-4  # nats; torch sums in other orders than the kernel, in float32
 
 def scores_of_kernel(address: str, topic: str, model: Model) -> Scores:
     """The score of every record of a topic."""
-    kernel = GruKernel(model.weights, (len(model.ids),))
+    spec = ModelSpec("gru", len(model.weights["start"]), (len(model.ids),))
+    kernel = make_kernel(spec, model.weights)
     found: Scores = {}
     hidden: dict[bytes, np.ndarray] = {}
     last_ms: dict[bytes, int] = {}
@@ -30,7 +32,7 @@ def scores_of_kernel(address: str, topic: str, model: Model) -> Scores:
         scores = kernel.score_and_step(
             np.array([STEP], np.int8), np.zeros(1, np.int32), np.zeros(1, np.int32), np.array([key not in last_ms]),
             np.array([[model.ids.get(event["action"], OOV)]], np.int32), log_gaps(gap_ms),
-            hidden.get(key, np.zeros((1, kernel.size), np.float32)),
+            hidden.get(key, np.zeros((1, spec.hidden), np.float32)),
         )  # fmt: skip
         hidden[key], last_ms[key] = scores.hidden, event["ts"]
         found[message.partition() or 0, message.offset() or 0] = float(scores.surprise[0, 0])

@@ -42,7 +42,8 @@ SCENARIOS = {
 
 def add_options(parser: argparse.ArgumentParser) -> None:
     """The options of scenarios."""
-    parser.add_argument("scenarios", nargs="*", metavar="NAME", help=f"{', '.join(SCENARIOS)}, or quality for all")
+    names = f"{', '.join(SCENARIOS)}, quality for all of these, speed-..., or unit-costs"
+    parser.add_argument("scenarios", nargs="*", metavar="NAME", help=names)
     parser.add_argument("--core", action="append", choices=[*cores(), "all"], help="may be given several times")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--only", nargs="+", default=[], metavar="PART", help="machines or files, by name")

@@ -28,27 +28,29 @@ def run(
     for core in CORES:
         for kind in ("kernel", "torch") if core in KERNELS else ("torch",):
             spec = ModelSpec(core, 64, _SIZES)
-            runtime = load_runtime(spec, _weights(spec), kind)
+            runtime = load_runtime(spec, weights_of(spec), kind)
             many, one = (
-                _microseconds(runtime, spec, events // share, size, repeats) for share, size in ((1, _SLICE), (50, 1))
+                microseconds(runtime, spec, events // share, size, repeats) for share, size in ((1, _SLICE), (50, 1))
             )
             found[f"{core}_{kind}"] = {"in_slices": many, "alone": one}
             screen.print(f"  {core:12} {kind:7} {many:8.2f} us/event in slices of {_SLICE:,}, {one:8.1f} alone")
     for vocabulary in vocabularies:
         spec = ModelSpec("gru", 64, (vocabulary, *_SIZES[1:]))
-        runtime = load_runtime(spec, _weights(spec), "kernel")
-        cost = _microseconds(runtime, spec, events * 64 // (vocabulary + 64), _SLICE, repeats)
+        runtime = load_runtime(spec, weights_of(spec), "kernel")
+        cost = microseconds(runtime, spec, events * 64 // (vocabulary + 64), _SLICE, repeats)
         found[f"kernel_vocabulary_{vocabulary}"] = cost
         screen.print(f"  gru kernel, vocabulary {vocabulary:6,}: {cost:8.2f} us/event")
     return found
 
 
-def _weights(spec: ModelSpec) -> dict[str, NDArray[np.float32]]:
+def weights_of(spec: ModelSpec) -> dict[str, NDArray[np.float32]]:
+    """Of an untrained model: speed does not depend on what was learned."""
     torch.manual_seed(0)
     return make_model(spec).weights()
 
 
-def _microseconds(runtime: Runtime, spec: ModelSpec, events: int, size: int, repeats: int) -> float:
+def microseconds(runtime: Runtime, spec: ModelSpec, events: int, size: int, repeats: int) -> float:
+    """Processor time of an event, in slices of so many; the median of passes."""
     rng = np.random.default_rng(0)
     slices = max(3, events // size)
     tokens = np.stack([rng.integers(0, v, (slices, size)) for v in spec.sizes], -1).astype(np.int32)
