@@ -43,7 +43,7 @@ from pipeline.shares import Owned
 from pipeline.standby import Standbys
 from pipeline.watchdog import Stall
 
-MAX_POLL_RECORDS = 1_000  # a slice at most: about 20 ms of scoring, so that the event loop breathes
+MAX_POLL_RECORDS = 2_000  # a slice at most: about 20 ms of scoring, so that the event loop breathes
 _FETCH_WAIT_S = 0.2
 _NO_ROOM_S = 0.005
 _AFTER_A_FAULT_S = 0.2
