@@ -17,6 +17,7 @@ from benchmarks.speed import (
     cores,
     decode,
     explanations,
+    latency,
     masking,
     memory,
     observability,
@@ -69,6 +70,9 @@ SPEED = {
     "speed-observability": Speed(
         "observability: what metrics and traces cost",
         _sized(observability.run, (20_000, 500, 1), (400_000, 20_000, 7)),
+    ),
+    "speed-latency": Speed(
+        "latency: from a record produced to its anomaly consumed", _sized(latency.run, (500, 4.0), (20_000, 60.0))
     ),
     "speed-recovery": Speed(
         "recovery: from the changelog alone, from an intact disk, by a standby",
