@@ -50,6 +50,7 @@ _ALARMS = 0.05  # share of records, where the bytes of anomalies are counted
 _ENDS = 0.1  # share of records that end their session, where sessions are timed
 _CONTEXTS = (32, 128)  # of rows narrow and wide
 _ON_DISK = Path(__file__).parents[1] / "results"  # folders of the system may lie in memory, and are never written
+_LOOK_S = 0.15  # the pages of a worker have a limit of their own
 _FEW = 100  # sessions, so that checkpoints have few rows
 _ROOM = 2_000_000  # rows in memory: for all
 _SHAPE = RowShape(64, 32, 1, profile=ENTRIES)
@@ -301,7 +302,7 @@ def _watch(stack: Stack, records: int, row_kb: float) -> Run:
         worker.wait_started()
         first = last = _look(stack, worker)
         while last[1] < 0.98 * records:
-            time.sleep(0.05)
+            time.sleep(_LOOK_S)
             last = _look(stack, worker)
             if first[1] < 0.1 * records:
                 first = last
@@ -359,7 +360,8 @@ def _repartition_us(address: str, folder: Path, source: str, size: Size) -> floa
         with WorkerProcess(stack) as worker:
             worker.wait_started()
             before = worker.processor_s()
-            worker.wait_for(lambda w=worker: w.metric("offbeat_records_total") >= size.records)  # type: ignore[misc]
+            while worker.metric("offbeat_records_total") < size.records:
+                time.sleep(_LOOK_S)
             took.append(worker.processor_s() - before)
             worker.stop()
     return max(0.0, (took[1] - took[0]) / size.records * 1e6)
