@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import signal
 import subprocess
 import sys
 import tempfile
@@ -243,4 +244,5 @@ def _show(found: Mapping[str, Any], screen: Console) -> None:
 
 
 if __name__ == "__main__":
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that the worktree goes too
     sys.exit(main(sys.argv[1:]))
