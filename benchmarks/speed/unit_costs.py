@@ -34,7 +34,7 @@ from detectors.rows import RowShape, SessionRows
 from features.profiles import ENTRIES
 from features.sessions import SessionRules
 from models.runtime import load_runtime
-from models.spec import CORES, ModelSpec
+from models.spec import CORES, KERNELS, ModelSpec
 from pipeline.broker import LocalBroker
 from pipeline.capacity import row_bytes
 from pipeline.cold_rows import ColdRows, session_key
@@ -106,7 +106,7 @@ def _cores(size: Size, screen: Console) -> dict[str, dict[int, dict[str, float]]
     found: dict[str, dict[int, dict[str, float]]] = {}
     for core in size.cores:
         for hidden in size.widths:
-            events = size.events // (1 if core == "gru" else 4)
+            events = size.events // (1 if core in KERNELS else 4)
             one, fielded, numbered = (
                 _core_us(core, hidden, sizes, events, size.repeats)
                 for sizes in ((_IDS,), (_IDS,) * 3, (_IDS, *(_BINS,) * 3))
@@ -127,7 +127,7 @@ def _cores(size: Size, screen: Console) -> dict[str, dict[int, dict[str, float]]
 
 def _core_us(core: str, hidden: int, sizes: tuple[int, ...], events: int, repeats: int) -> float:
     spec = ModelSpec(core, hidden, sizes)
-    runtime = load_runtime(spec, weights_of(spec), "kernel" if core == "gru" else "torch")
+    runtime = load_runtime(spec, weights_of(spec), "kernel" if core in KERNELS else "torch")
     return microseconds(runtime, spec, events, 1_000, repeats)
 
 
