@@ -15,6 +15,7 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
+import pipeline  # noqa: F401 (before numba: it says where that keeps kernels, so workers find what tests compiled)
 from detectors.calibration import Calibration
 from detectors.combined import Combined
 from detectors.ensemble import Ensemble, Member
