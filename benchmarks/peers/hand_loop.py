@@ -187,6 +187,10 @@ class _Saver:
         self._queue.join()
         assert self.idle
 
+    def close(self) -> None:
+        """Flush what RocksDB has in memory; a worker that is killed replays it."""
+        self._cold.close()
+
     def _run(self) -> None:
         while (changes := self._queue.get()) is not None:
             try:
@@ -295,6 +299,7 @@ def run(job: Job) -> None:
             saver.save(loop.changes())
     saver.wait()
     meter.finish(checkpoints=saver.checkpoints)
+    saver.close()
     consumer.close()
 
 

@@ -14,8 +14,9 @@ from benchmarks.peers.job import PARTITIONS, Model, TorchGru
 from benchmarks.peers.scores import TOLERANCE, scores_of_kernel
 from benchmarks.speed.peers import HAND_LOOP, OFFBEAT, PEERS, Bench
 from features.sessions import log_gaps
+from models.gru_kernel import GruKernel
 from models.kernels import STEP
-from models.runtime import GruKernel
+from models.spec import ModelSpec
 from pipeline.cold_rows import ColdRows
 
 
@@ -70,7 +71,7 @@ def test_torch_and_kernel_agree() -> None:
     n, row = sum(lengths), np.repeat(np.arange(len(lengths), dtype=np.int32), lengths)
     ids, gaps_ms = rng.integers(0, 10, n), rng.integers(0, 10_000_000, n)
     hidden = rng.normal(0, 0.5, (len(lengths), 8)).astype(np.float32)
-    expected = GruKernel(weights, (10,)).score_and_step(
+    expected = GruKernel(ModelSpec("gru", 8, (10,)), weights).score_and_step(
         np.full(n, STEP, np.int8), row, np.arange(n, dtype=np.int32), np.zeros(n, np.bool_),
         ids[:, None].astype(np.int32), log_gaps(gaps_ms), hidden,
     )  # fmt: skip

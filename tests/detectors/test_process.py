@@ -367,7 +367,8 @@ def test_the_comparison_sees_a_flaw(flaw: str, parts: Parts) -> None:
     changed = list(events)
     if flaw == "weight":
         learned = make_learned()
-        learned.model._recurrent[3, 5] += np.float32(0.01)
+        *_, recurrent, _ = learned.model._weights
+        recurrent[3, 5] += np.float32(0.01)
         parts = dataclasses.replace(parts, learned=learned)
     elif flaw == "feature":
         changed[2] = dataclasses.replace(changed[2], tokens=("ship", "ok"))

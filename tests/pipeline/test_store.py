@@ -303,6 +303,7 @@ def test_what_is_erased_is_on_no_disk(cold: ColdRows) -> None:
     store = RowStore(SHAPE, RULES, CAPACITY, cold)
     store.put(["keep-me", "erase-me"], make_rows([(1, 0, 0), (1, 0, 0)]))
     save(store, cold)
+    cold._db.flush()
     store.forget(["erase-me"])
     save(store, cold)
     assert on_disk(cold, b"erase-me")  # else this test could not fail
