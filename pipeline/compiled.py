@@ -11,6 +11,8 @@ import hashlib
 import os
 from pathlib import Path
 
+from pipeline.user_cache import user_cache
+
 _ROOT = Path(__file__).resolve().parents[1]
 _PACKAGES = ("features", "models", "detectors")  # that have kernels
 _VARIABLE = "NUMBA_CACHE_DIR"
@@ -40,10 +42,7 @@ def digest_of(root: Path) -> str:
 
 def _user_folder() -> str:
     """Kernels' place in the user's cache folder; empty for a user without a home."""
-    named = os.environ.get("XDG_CACHE_HOME", "")
-    if named.startswith("/"):
-        return str(Path(named) / "offbeat" / "kernels")
     try:
-        return str(Path.home() / ".cache" / "offbeat" / "kernels")
+        return str(user_cache() / "kernels")
     except RuntimeError:
         return ""

@@ -9,7 +9,6 @@ from __future__ import annotations
 import fcntl
 import hashlib
 import http.client
-import os
 import threading
 import urllib.error
 import urllib.request
@@ -23,6 +22,7 @@ from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TransferSpeedColumn
 
 from pipeline.errors import LocalBrokerError
+from pipeline.user_cache import user_cache
 
 KAFKA_VERSION = "4.3.1"
 MAVEN_CENTRAL = "https://repo1.maven.org/maven2"
@@ -88,10 +88,7 @@ def read_pins(path: Path = PINS) -> list[Jar]:
 
 def cache_folder() -> Path:
     """Where the jars are kept: `offbeat/kafka-VERSION` in the user's cache folder."""
-    # The XDG specification says to ignore a relative path.
-    named = os.environ.get("XDG_CACHE_HOME", "")
-    base = Path(named) if named.startswith("/") else Path.home() / ".cache"
-    return base / "offbeat" / f"kafka-{KAFKA_VERSION}"
+    return user_cache() / f"kafka-{KAFKA_VERSION}"
 
 
 def fetch_jars(

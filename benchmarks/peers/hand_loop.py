@@ -33,9 +33,8 @@ from detectors.packing import learned_of
 from features.sessions import log_gaps
 from features.tokens import stable_hash
 from models.bundle import read_bundle, serving_digest
-from models.gru_kernel import GruKernel
-from models.kernels import STEP, score_states
-from models.runtime import F32, Scores
+from models.kernels import STEP
+from models.runtime import F32, make_kernel
 from models.spec import ModelSpec
 from pipeline.cold_rows import ColdRows
 
@@ -54,28 +53,6 @@ class _Event(msgspec.Struct, gc=False):
     ts: int
     session: str
     action: str
-
-
-class _InPlace(GruKernel):
-    """The kernel on rows where they lie: only those of a slice are fetched and put back."""
-
-    def advance(self, row: NDArray[np.int32], first: NDArray[np.bool_], tokens: NDArray[np.int32], log_gap: F32,
-                table: F32) -> F32:  # fmt: skip
-        """(n,) surprise of n events; `table` (S, H or more) is advanced."""
-        n, size = len(row), self.spec.hidden
-        kind, record = np.full(n, STEP, np.int8), np.arange(n, dtype=np.int32)
-        rows, own = np.unique(row, return_inverse=True)
-        scores = Scores(
-            np.empty((n, 1), np.float32), np.empty((n, size), np.float32), np.empty(n, np.float32), table[rows, :size]
-        )
-        none = np.empty((n, 0), np.float32)
-        self._advance(kind, own.astype(np.int32), record, first, tokens, log_gap, none, scores)
-        score_states(
-            kind, record, scores.states, tokens, np.empty((n, 0, 2), np.int32), self._head, self._head_bias,
-            self._head_offset, self._classed, scores.surprise, scores.end_surprise,
-        )  # fmt: skip
-        table[rows, :size] = scores.hidden
-        return scores.surprise[:, 0]
 
 
 class _Rows(dict[str, int]):
@@ -105,6 +82,11 @@ class _Rows(dict[str, int]):
             self.table = np.concatenate([self.table, np.zeros_like(self.table)])
             self.changed = np.concatenate([self.changed, np.zeros(more, np.bool_)])
         return found
+
+    @property
+    def hidden(self) -> F32:
+        """(S, H) hidden states."""
+        return self.table[:, : self._hidden]
 
     @property
     def past(self) -> I64:
@@ -221,7 +203,7 @@ class _Loop:
         learned, model = learned_of(read_bundle(Path(job.bundle) / digest)), Model.read(job.model)
         self._source, self._meter, self._calibration = job.source, meter, learned.records
         spec = ModelSpec("gru", len(model.weights["start"]), learned.vocabulary.sizes)
-        self._kernel = _InPlace(spec, model.weights)
+        self._kernel = make_kernel(spec, model.weights)
         self._rows = _Rows(spec.hidden)
         self._ids = model.ids
         self._hashes = np.array([stable_hash(action) for action in model.ids], np.uint64).view(np.int64)  # by id
@@ -266,7 +248,13 @@ class _Loop:
         hashes = self._hashes[tokens]
         gap_ms, first = np.empty(n, np.int64), np.empty(n, np.bool_)
         _remember(row, time_ms, hashes, rows.past, rows.changed, gap_ms, first)
-        return self._kernel.advance(row, first, tokens[:, None], log_gaps(gap_ms), rows.table)
+        touched, own = np.unique(row, return_inverse=True)
+        scores = self._kernel.score_and_step(
+            np.full(n, STEP, np.int8), own.astype(np.int32), np.arange(n, dtype=np.int32), first, tokens[:, None],
+            log_gaps(gap_ms), rows.hidden[touched],
+        )  # fmt: skip
+        rows.hidden[touched] = scores.hidden
+        return scores.surprise[:, 0]
 
 
 def run(job: Job) -> None:
