@@ -52,7 +52,7 @@ streams:
     numbers: [cpu, memory, latency_ms, requests_total, network_bytes_total]
     counters: [requests_total, network_bytes_total]
     segment: service
-    model: {{core: gru, hidden: 32}}
+    model: {{core: linear}}
     promise: {{false_alarm_rate: 0.001}}
 """
 

@@ -70,7 +70,8 @@ class Size:
     cores: tuple[str, ...] = CORES
 
 
-SMOKE = Size(20_000, 500, 1, 2_000, 4_000, (500, 200, 1), (64,), ("gru",))
+# A worker takes so few that it must not be done before it is looked at first.
+SMOKE = Size(100_000, 500, 1, 2_000, 4_000, (500, 200, 1), (64,), ("gru",))
 
 
 class Run(NamedTuple):
@@ -309,6 +310,9 @@ def _watch(stack: Stack, records: int, row_kb: float) -> Run:
         resident = worker.resident()
         worker.stop()
     processor, scored, rows, checkpoints = (b - a for a, b in zip(first, last, strict=True))
+    if scored <= 0:
+        message = f"the worker had scored all {records:,} records before it was looked at: measure more (Size.records)"
+        raise RuntimeError(message)
     rows = max(0.0, rows - 2 * checkpoints)  # the partition row, and the transaction's mark
     return Run(processor * 1e6, scored, rows, rows * row_kb, checkpoints, resident)
 
