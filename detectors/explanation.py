@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from detectors.contexts import Window
 from detectors.counterfactual import change_of_record
 from detectors.expectations import expected_after, heads_of
-from detectors.occlusion import NOT_REPLAYED, Occlusion, Worst
+from detectors.occlusion import NOT_REPLAYED, OF_RECORD, Occlusion, Worst
 from detectors.parts import Parts
 from detectors.process import Verdicts
 from detectors.profile_explanation import explain_profile
@@ -21,7 +21,7 @@ from features.sessions import ENDED
 from features.time_gaps import GAP
 from features.tokens import RESERVED, Vocabulary
 
-SHOWN = 10  # last events shown; fewer where the config keeps a shorter context
+SHOWN = OF_RECORD  # last events shown; fewer where the config keeps a shorter context
 SHOWN_CHARACTERS = 1_024  # of a log line
 _LARGEST = float(np.finfo(np.float32).max)
 

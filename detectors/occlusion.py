@@ -35,10 +35,11 @@ from detectors.segments import segment_p_values
 from features.profiles import count_sessions, profile_hashes
 from models.runtime import F32
 
-LEFT_OUT = 32  # events, the last ones: an explanation of a full context of 256 would take a second
-OF_SESSION = 8  # of these, where a session is explained
+LEFT_OUT = 32  # events, the last ones, by `offbeat replay`: a full context of 256 would take a second
+OF_RECORD = 10  # of these, as an anomaly is judged: those it shows. The work grows with the square
+OF_SESSION = 8
 FULL, WINDOW, BUDGET, NONE = "full", "window", "budget", "none"
-_AT_ONCE = 64  # records: some 32,000 variants' events at the usual context
+_AT_ONCE = 64  # records: some 3,500 variants' events
 _CLOSE = 0.01  # of the score: what is explained is the score that was told
 
 
@@ -73,7 +74,7 @@ class Occlusion:
         "full": what was replayed gives the score that was told. "window": older events than the row keeps count too, so
         shares are those of a session that began with what it keeps. "none": the strangest record is older than that.
     earlier
-        Oldest first, LEFT_OUT at most, of a session OF_SESSION; None with "none".
+        Oldest first, OF_RECORD or OF_SESSION at most, LEFT_OUT in a replay; None with "none".
     worst
         Of a session the strangest record, where it is kept.
     change
@@ -142,15 +143,15 @@ def occlude(
 
 
 def occlude_records(
-    verdicts: Verdicts, records: NDArray[np.intp], rows: SessionRows, parts: Parts
+    verdicts: Verdicts, records: NDArray[np.intp], rows: SessionRows, parts: Parts, most: int = OF_RECORD
 ) -> dict[int, Occlusion]:  # fmt: skip
     """Explain records, by their numbers, whatever it costs; each as if it were the only one."""
-    found, most = dict[int, Occlusion](), parts.shape.context + 1
+    found, kept = dict[int, Occlusion](), parts.shape.context + 1
     for low in range(0, len(records), _AT_ONCE):
         numbers = records[low : low + _AT_ONCE].tolist()
         operations = verdicts.walk.of_events[numbers].tolist()
-        windows = [Window.before(verdicts, operation, rows, itself=True).last(most) for operation in operations]
-        told = _leave_out(windows, parts, rows, LEFT_OUT, is_end=False)
+        windows = [Window.before(verdicts, operation, rows, itself=True).last(kept) for operation in operations]
+        told = _leave_out(windows, parts, rows, most, is_end=False)
         for i, window, (score, earlier) in zip(numbers, windows, told, strict=True):
             found[i] = _of_record(verdicts, i, window, score, earlier, rows, parts)
     return found

@@ -105,7 +105,7 @@ def _explained(done: Processed, number: int, wanted: AnomalyId, parts: Parts) ->
         told = replace(told, rescored=again, occluded=Occluded(sessions=occluded))
         operation = int(verdicts.ends.operation[number])
     else:
-        occluded = occlude_records(verdicts, np.array([number]), rows, parts)
+        occluded = occlude_records(verdicts, np.array([number]), rows, parts, LEFT_OUT)
         told = replace(told, rescored=again, occluded=Occluded(records=occluded))
         operation = int(verdicts.walk.of_events[number])
     emitter, ending = Emitter(parts, wanted.place, 1.0), "/" + wanted.what

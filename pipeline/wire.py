@@ -209,8 +209,8 @@ class _Anomaly(_Message):
         "would have done, while warming up, and, where only a replay can tell (sessions, ensembles), without one."
     )
     earlier: list[Earlier] | None = Field(
-        description="The session's last 32 events before what is explained (of a session 8), oldest first, each by "
-        "what the score owes to it; null without a replay."
+        description="The session's last 10 events before what is explained (of a session 8; by `offbeat replay` 32), "
+        "oldest first, each by what the score owes to it; null without a replay."
     )
     pattern: Pattern
     explained: Literal["full", "window", "budget", "none"] = Field(

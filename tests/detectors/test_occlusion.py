@@ -11,7 +11,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from detectors.contexts import Window, replay
-from detectors.occlusion import BUDGET, FULL, LEFT_OUT, NONE, OF_SESSION, WINDOW, Occlusion
+from detectors.occlusion import BUDGET, FULL, LEFT_OUT, NONE, OF_RECORD, OF_SESSION, WINDOW, Occlusion, occlude_records
 from detectors.parts import Parts
 from detectors.rows import PartitionState
 from pipeline.slices import Processed, process_slice
@@ -209,7 +209,13 @@ def test_a_long_context_is_left_out_in_part(parts: Parts) -> None:
         rules=replace(parts.rules, max_events=100),
     )  # fmt: skip
     events = as_events([("a", 1, ("view", "ok"), False, ())] * 60, long)
-    last = said(run([events], long))["record", 118]
-    assert last.earlier is not None
-    assert [one.back for one in last.earlier] == list(range(LEFT_OUT, 0, -1))
-    assert last.outcome == FULL
+    done = run([events], long)
+    live = said(done)["record", 118]
+    (last_record,) = np.flatnonzero(done[-1].verdicts.events.offsets == 118)
+    by_replay = occlude_records(done[-1].verdicts, np.array([last_record]), done[-1].rows, long, LEFT_OUT)[last_record]
+    for last, most in ((live, OF_RECORD), (by_replay, LEFT_OUT)):
+        assert last.earlier is not None
+        assert [one.back for one in last.earlier] == list(range(most, 0, -1))
+        assert last.outcome == FULL
+    assert by_replay.earlier is not None
+    assert by_replay.earlier[-OF_RECORD:] == live.earlier
