@@ -34,7 +34,7 @@ from models.runtime import F32
 from models.seasonal import SeasonalRuntime
 
 Band = tuple[float, float]
-PValue = Callable[[float], float]
+PValues = Callable[[Sequence[float]], list[float]]  # of scores
 _WEIGHT = 2.0 / (SPAN + 1.0)  # of a new residual in a forecast's running mean
 _WITHIN = 0.99  # of that: rows keep float32, so at the very edge either may be
 _HALVINGS = 30  # of the largest residual that would still be normal
@@ -88,30 +88,32 @@ def change_of_record(
     segments = verdicts.events.segments
     segment = None if segments is None else segments[record]
 
-    def p_value(score: float) -> float:
-        calibrated = p_values_of_scores(np.array([score], np.float32), [segment], learned, parts)
-        return float(as_adapted(calibrated, verdicts.calibrated[record], verdicts.p_value[record])[0])
+    def p_values(scores: Sequence[float]) -> list[float]:
+        calibrated = p_values_of_scores(np.array(scores, np.float32), [segment] * len(scores), learned, parts)
+        adapted: list[float] = as_adapted(calibrated, verdicts.calibrated[record], verdicts.p_value[record]).tolist()
+        return adapted
 
     surprise, state = verdicts.surprise[record], verdicts.states[operation]
     news = np.flatnonzero(verdicts.news[record] == NEWS)
     if len(news) > 1:  # changing one leaves the other
         return None
-    found = [one for f, one in _tokens(surprise, heads, ids, learned, parts, p_value) if set(news.tolist()) <= {f}]
+    found = [one for f, one in _tokens(surprise, heads, ids, learned, parts, p_values) if set(news.tolist()) <= {f}]
     if len(news):
         return min(found, key=lambda one: one.least).change if found else None
     measures = verdicts.measures[record]
     if isinstance(learned.runtime, LinearRuntime | ForecastRuntime):
-        found += _forecasts(surprise, state, measures, learned.runtime, parts, p_value)
+        found += _forecasts(surprise, state, measures, learned.runtime, parts, p_values)
     else:
-        found += _bins(surprise, heads, measures, names, learned, parts, p_value)
+        found += _bins(surprise, heads, measures, names, learned, parts, p_values)
     return min(found, key=lambda one: one.least).change if found else None
 
 
 def _tokens(
-    surprise: F32, heads: Sequence[F32], ids: NDArray[np.int32], learned: Learned, parts: Parts, p_value: PValue
+    surprise: F32, heads: Sequence[F32], ids: NDArray[np.int32], learned: Learned, parts: Parts, p_values: PValues
 ) -> Iterator[tuple[int, _Found]]:
     """The likeliest other token of each field, by the field's number."""
     fields, vocabulary = parts.shape.fields, learned.vocabulary
+    likeliest, changed = list[tuple[int, int]](), list[F32]()
     for f, head in enumerate(heads[:fields]):
         others = _without_named(surprise, f, parts)
         if others is None or vocabulary.bucket_count(f):
@@ -124,8 +126,13 @@ def _tokens(
         if not np.isfinite(log_p[best]):
             continue
         others[f] = -log_p[best]
-        score = float(sum_fields(others[None])[0])
-        if (p := p_value(score)) > parts.rate:
+        likeliest.append((f, best))
+        changed.append(others)
+    if not changed:
+        return
+    scores: list[float] = sum_fields(np.array(changed)).tolist()
+    for (f, best), score, p in zip(likeliest, scores, p_values(scores), strict=True):
+        if p > parts.rate:
             value = None if best == MISSING else vocabulary.text(f, best)
             yield f, _Found(Change(parts.fields[f], value, p), score)
 
@@ -148,7 +155,7 @@ def _without_named(surprise: F32, field: int, parts: Parts) -> F32 | None:
 
 def _bins(
     surprise: F32, heads: Sequence[F32], measures: F32, names: list[str | None], learned: Learned, parts: Parts,
-    p_value: PValue,
+    p_values: PValues,
 ) -> Iterator[_Found]:  # fmt: skip
     """Of each number the values around its likeliest bin with which the record would have been normal."""
     fields = parts.shape.fields
@@ -161,7 +168,7 @@ def _bins(
             continue
         nats = _nats_of_bins(log_p, binning, is_among=column >= first, least=LOW if is_gap else MISSING)
         scores = _scores_with(surprise, fields + column, nats)
-        passes = [p_value(score) for score in scores]
+        passes = p_values(scores)
         best = int(np.argmin(scores))
         low = high = best
         if passes[best] <= parts.rate:
@@ -193,7 +200,7 @@ def _scores_with(surprise: F32, field: int, nats: F32) -> list[float]:
 
 
 def _forecasts(
-    surprise: F32, state: F32, measures: F32, runtime: LinearRuntime | ForecastRuntime, parts: Parts, p_value: PValue
+    surprise: F32, state: F32, measures: F32, runtime: LinearRuntime | ForecastRuntime, parts: Parts, p_values: PValues
 ) -> Iterator[_Found]:
     """Of each number that was forecast how far from that it might have been.
 
@@ -217,15 +224,15 @@ def _forecasts(
             level = share * np.sqrt(rest + _WEIGHT * distance * distance)
             return _scores_with(surprise, field, np.array([level], np.float32))[0]
 
-        if p_value(least := score(0.0)) <= parts.rate:
+        if p_values([least := score(0.0)])[0] <= parts.rate:
             continue
         near, far = 0.0, off
         for _ in range(_HALVINGS):
             middle = (near + far) / 2
-            near, far = (middle, far) if p_value(score(middle)) > parts.rate else (near, middle)
+            near, far = (middle, far) if p_values([score(middle)])[0] > parts.rate else (near, middle)
         near *= _WITHIN
         band = (forecast - near * spread, forecast + near * spread)
-        yield _Found(Change(parts.fields[field], band, p_value(score(near))), least)
+        yield _Found(Change(parts.fields[field], band, p_values([score(near)])[0]), least)
 
 
 def changes_to_replay(window: Window, at: int, state: F32, parts: Parts) -> list[tuple[str, str | Band | None, Window]]:

@@ -8,15 +8,15 @@ is well under way, so neither start nor end counts.
 from __future__ import annotations
 
 import tempfile
-import time
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from statistics import median
 from typing import Any
 
 from rich.console import Console
 
-from benchmarks.stack import PARTITIONS, Stack, WorkerProcess, send
+from benchmarks.stack import Stack, send
+from benchmarks.steady import Steady, measure
 from benchmarks.workloads import zipf_events
 from pipeline.broker import LocalBroker
 
@@ -27,22 +27,11 @@ _WAYS: dict[str, dict[str, Any]] = {
 }
 # Room for all: a store that is short of room saves earlier than the interval says.
 _HOT = 2_000_000
-_FROM, _TO = 0.1, 0.98  # of the records, between which the time is taken
-_LOOK_S = 0.05
-
-
-@dataclass(frozen=True)
-class _Run:
-    """Records scored a second, processor time of the worker for each, and time between checkpoints of a partition."""
-
-    records_per_s: float
-    processor_us: float
-    interval_ms: float
 
 
 def run(records: int, sessions: int, repeats: int, screen: Console) -> dict[str, Any]:
     """Measure each way `repeats` times; medians, and these against each other."""
-    runs: dict[str, list[_Run]] = {way: [] for way in _WAYS}
+    runs: dict[str, list[Steady]] = {way: [] for way in _WAYS}
     with tempfile.TemporaryDirectory() as name, LocalBroker(Path(name) / "broker", ephemeral=True) as broker:
         source = "checkpoint.events"
         send_all = True
@@ -55,7 +44,7 @@ def run(records: int, sessions: int, repeats: int, screen: Console) -> dict[str,
                 if send_all:
                     send(broker.address, source, zipf_events(1, records, sessions))
                     send_all = False
-                found = _run(stack, records)
+                found = measure(stack, records)
                 runs[way].append(found)
                 screen.print(
                     f"  run {i + 1} of {repeats}, {way}: {found.records_per_s:,.0f} records/s, "
@@ -68,24 +57,3 @@ def run(records: int, sessions: int, repeats: int, screen: Console) -> dict[str,
         "records_per_s_median": rate["at_least_once"], "cost": 1 - rate["at_least_once"] / rate["none"],
         "cost_goal": 0.3, "exactly_once_ratio": rate["exactly_once"] / rate["at_least_once"], "exactly_once_goal": 0.8,
     }  # fmt: skip
-
-
-def _run(stack: Stack, records: int) -> _Run:
-    with WorkerProcess(stack) as worker:
-        worker.wait_started()
-        first = last = _look(worker)
-        while last[1] < _TO * records:
-            time.sleep(_LOOK_S)
-            last = _look(worker)
-            if first[1] < _FROM * records:
-                first = last
-    taken, scored, processor, checkpoints = (b - a for a, b in zip(first, last, strict=True))
-    return _Run(scored / taken, processor / scored * 1e6, PARTITIONS * taken * 1e3 / max(1, checkpoints))
-
-
-def _look(worker: WorkerProcess) -> tuple[float, float, float, float]:
-    """Time, records scored, processor time, checkpoints."""
-    return (
-        time.monotonic(), worker.metric("offbeat_records_total"), worker.processor_s(),
-        worker.metric("offbeat_checkpoint_seconds_count"),
-    )  # fmt: skip

@@ -18,6 +18,7 @@ from benchmarks.speed import (
     decode,
     explanations,
     latency,
+    loads,
     masking,
     memory,
     observability,
@@ -66,6 +67,10 @@ SPEED = {
     "speed-checkpoint": Speed(
         "checkpoint: what saving costs, and what exactly_once does",
         _sized(checkpoint.run, (20_000, 500, 1), (1_000_000, 100_000, 3)),
+    ),
+    "speed-loads": Speed(
+        "loads: more fields, and a million sessions of which few are in memory",
+        _sized(loads.run, (40_000, 500, 1), (1_000_000, 100_000, 3)),
     ),
     "speed-observability": Speed(
         "observability: what metrics and traces cost",

@@ -1,0 +1,48 @@
+"""A worker on a topic that is full before it starts, measured when it is well under way: start and end do not count."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+
+from benchmarks.stack import PARTITIONS, Stack, WorkerProcess
+
+_FROM, _TO = 0.1, 0.98  # of the records, between which the time is taken
+_LOOK_S = 0.25  # two pages a look; a worker answers some ten a second
+
+
+@dataclass(frozen=True)
+class Steady:
+    """Records scored a second, processor time for each, time between a partition's checkpoints, and memory at last."""
+
+    records_per_s: float
+    processor_us: float
+    interval_ms: float
+    resident_mb: float
+
+
+def measure(stack: Stack, records: int) -> Steady:
+    """Score the records that the stack's topic holds, all partitions together, by one worker."""
+    with WorkerProcess(stack) as worker:
+        worker.wait_started()
+        first = last = _look(worker)
+        while last[1] < _TO * records:
+            time.sleep(_LOOK_S)
+            last = _look(worker)
+            if first[1] < _FROM * records:
+                first = last
+        resident = worker.resident()
+    taken, scored, processor, checkpoints = (b - a for a, b in zip(first, last, strict=True))
+    if scored <= 0:
+        message = f"the worker had scored all {records:,} records before it was looked at: measure more"
+        raise RuntimeError(message)
+    interval_ms = PARTITIONS * taken * 1e3 / max(1, checkpoints)
+    return Steady(scored / taken, processor / scored * 1e6, interval_ms, resident / 1e6)
+
+
+def _look(worker: WorkerProcess) -> tuple[float, float, float, float]:
+    """Time, records scored, processor time, checkpoints."""
+    return (
+        time.monotonic(), worker.metric("offbeat_records_total"), worker.processor_s(),
+        worker.metric("offbeat_checkpoint_seconds_count"),
+    )  # fmt: skip
