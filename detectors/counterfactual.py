@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 
 from detectors.contexts import Window
 from detectors.ensemble import Ensemble, sum_fields
@@ -37,7 +37,7 @@ Band = tuple[float, float]
 PValues = Callable[[Sequence[float]], list[float]]  # of scores
 _WEIGHT = 2.0 / (SPAN + 1.0)  # of a new residual in a forecast's running mean
 _WITHIN = 0.99  # of that: rows keep float32, so at the very edge either may be
-_HALVINGS = 30  # of the largest residual that would still be normal
+_SECTIONS, _ROUNDS = 64, 5  # of a search for the largest residual that would still be normal: 2^30 parts
 
 
 @dataclass(frozen=True)
@@ -220,19 +220,21 @@ def _forecasts(
         field, off = parts.shape.fields + column, min(off, CAP)
         rest = max((float(surprise[field]) / share) ** 2 - _WEIGHT * off * off, 0.0)
 
-        def score(distance: float, *, rest: float = rest, field: int = field) -> float:
-            level = share * np.sqrt(rest + _WEIGHT * distance * distance)
-            return _scores_with(surprise, field, np.array([level], np.float32))[0]
+        def scores(distances: ArrayLike, *, rest: float = rest, field: int = field) -> list[float]:
+            levels = share * np.sqrt(rest + _WEIGHT * np.square(distances))
+            return _scores_with(surprise, field, levels.astype(np.float32))
 
-        if p_values([least := score(0.0)])[0] <= parts.rate:
+        (least,) = scores([0.0])
+        if p_values([least])[0] <= parts.rate:
             continue
         near, far = 0.0, off
-        for _ in range(_HALVINGS):
-            middle = (near + far) / 2
-            near, far = (middle, far) if p_values([score(middle)])[0] > parts.rate else (near, middle)
+        for _ in range(_ROUNDS):
+            between = np.linspace(near, far, _SECTIONS + 1)
+            passing = int(np.sum(np.array(p_values(scores(between[1:]))) > parts.rate))  # p-values never rise
+            near, far = float(between[passing]), float(between[min(passing + 1, _SECTIONS)])
         near *= _WITHIN
         band = (forecast - near * spread, forecast + near * spread)
-        yield _Found(Change(parts.fields[field], band, p_values([score(near)])[0]), least)
+        yield _Found(Change(parts.fields[field], band, p_values(scores([near]))[0]), least)
 
 
 def changes_to_replay(window: Window, at: int, state: F32, parts: Parts) -> list[tuple[str, str | Band | None, Window]]:
