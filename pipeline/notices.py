@@ -8,6 +8,7 @@ from typing import Any, Literal
 import msgspec
 
 from detectors.incident_state import LONGEST_NAME, Mute, Notice
+from pipeline.leading_fields import leading_fields
 
 By = Literal["app", "segment"]
 TOP = 3  # fields named
@@ -87,7 +88,6 @@ def _top(decision: Mapping[str, Any]) -> list[tuple[str, float]]:
     if decision["type"] == "session":
         worst, end = found.get("worst_record"), found.get("end")
         return [(END, 1.0)] if end is not None and end >= (worst or 0.0) else []
-    shares = {field: nats for field, nats in found.items() if nats is not None and nats > 0}
-    total = sum(shares.values())
-    first = sorted(shares.items(), key=lambda item: (-item[1], item[0]))[:TOP]
-    return [(field, nats / total) for field, nats in first]
+    shares = [(field, nats) for field, nats in leading_fields(decision) if nats > 0]
+    total = sum(nats for _, nats in shares)
+    return [(field, nats / total) for field, nats in shares[:TOP]]

@@ -8,6 +8,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 from features.time_gaps import GAP
+from pipeline.leading_fields import leading_fields
 from pipeline.units import seconds_in_words
 
 Json = dict[str, Any]
@@ -112,10 +113,6 @@ def why_of(anomaly: Json) -> str:
     >>> why_of({"type": "record", "observed": {"cpu": 99.0}, "context": [{"cpu": 41.0}], "unit": "score",
     ...     "expected": {"cpu": [{"low": 38.0, "median": 41.0, "high": 44.0}]}, "contributions": {"cpu": 3.2}})
     'cpu: after 41 came 99, expected 38 to 44'
-    >>> why_of({"type": "record", "observed": {"cpu": 99.0, "net": None}, "context": [{"cpu": 41.0}], "unit": "score",
-    ...     "expected": {"cpu": [{"low": 38.0, "median": 41.0, "high": 44.0}], "net": []},
-    ...     "contributions": {"cpu": 3.2, "net": 3.3}})
-    'cpu: after 41 came 99, expected 38 to 44'
     >>> why_of({"type": "record", "observed": {"action": "ship"}, "contributions": {"action": 6.9}, "score": 6.9,
     ...     "expected": {"action": [{"token": "pay", "probability": 0.97}]},
     ...     "context": [{"time_ms": 1, "action": "pay"}, {"time_ms": 2, "action": "add"}],
@@ -129,7 +126,7 @@ def why_of(anomaly: Json) -> str:
 def _why(anomaly: Json) -> str:
     if anomaly["type"] == "session":
         return _why_session(anomaly)
-    field = _leading(anomaly)
+    field = leading_fields(anomaly)[0][0]
     line = anomaly["observed"].get(field.rpartition("[")[0])
     if isinstance(line, str):  # message[0] is a number in the text of message: the one before was of another text
         where = f"in {line if len(line) <= _LINE else line[:_LINE] + '...'!r}"
@@ -142,13 +139,6 @@ def _why(anomaly: Json) -> str:
     if anomaly.get("status") == _WARMING_UP:
         return f"{name}: came {came} ({share}); warming up, confidence {anomaly['confidence']:.2f}"
     return f"{name}: {where} came {came} ({share}), expected {_best(anomaly, field)}"
-
-
-def _leading(anomaly: Json) -> str:
-    """The field of the largest contribution, leaving out numbers that never came: they count as usual ones."""
-    nats: dict[str, float] = anomaly["contributions"]
-    came = [field for field in nats if anomaly["observed"].get(field) is not None or anomaly["expected"].get(field)]
-    return max(came or nats, key=nats.__getitem__)
 
 
 def _normal_with(anomaly: Json) -> Iterator[str]:
