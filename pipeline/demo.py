@@ -107,9 +107,10 @@ def _train(stream: str, config: Path, folder: Path, screen: Screen) -> None:
     lines = _command("train", *arguments, folder=folder, shows=screen.is_terminal).splitlines()
     said = orjson.loads(next(line for line in reversed(lines) if line.startswith("{")))
     kept, training = said["calibration"], said["training"]
+    how = f"learned in {training['epochs']} epochs" if training["epochs"] else "fitted"  # a linear one has none
     screen.note(
-        f"Model {said['digest'][:12]} learned in {training['epochs']} epochs; calibrated on {kept['sessions']:,} "
-        f"sessions ({kept['records']:,} records) it never saw."
+        f"Model {said['digest'][:12]} {how}; calibrated on {kept['sessions']:,} sessions ({kept['records']:,} records) "
+        "it never saw."
     )
     for warning in said["warnings"]:
         # Instances are few, so that none of them can be judged as a whole; their samples are.
