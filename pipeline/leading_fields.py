@@ -17,8 +17,6 @@ def leading_fields(anomaly: Mapping[str, Any]) -> list[tuple[str, float]]:
     [('cpu', 3.2)]
     """
     found = {field: nats for field, nats in anomaly["contributions"].items() if nats is not None}
-    told = {
-        field: nats for field, nats in found.items()
-        if anomaly["observed"].get(field) is not None or anomaly["expected"].get(field)
-    }  # fmt: skip
+    observed, expected = anomaly.get("observed", {}), anomaly.get("expected", {})
+    told = {field: nats for field, nats in found.items() if observed.get(field) is not None or expected.get(field)}
     return sorted((told or found).items(), key=lambda item: (-item[1], item[0]))

@@ -246,7 +246,7 @@ def test_a_process_that_was_stopped_and_woken_writes_nothing_old(stack: Stack) -
             with Alerts(stack, "a1") as two:
                 wait_until(lambda: len(set(ops.changes())) == 80, "all, by the other", 60)
                 one.process.send_signal(signal.SIGCONT)
-                wait_until(lambda: json.loads(one.page("/ready"))["ready"], "the first to be a member again", 60)
+                one.wait_ready(1)  # a member again
                 tell(stack, [incident(f"i{n}", 5) for n in range(20)])
                 wait_until(lambda: len(set(ops.changes())) == 100, "what came then", 60)
                 assert two.stop() == 0
