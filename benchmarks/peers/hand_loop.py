@@ -286,7 +286,7 @@ def run(job: Job) -> None:
             due = time.monotonic() + _INTERVAL_S
             saver.save(loop.changes())
     saver.wait()
-    saver.close()  # then it may be killed: what RocksDB still had in memory is on disk, in less than a hundredth of a run
+    saver.close()  # what RocksDB had in memory is on disk before it may be killed: less than a hundredth of a run
     meter.finish(checkpoints=saver.checkpoints)
     consumer.close()
 
