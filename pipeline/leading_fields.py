@@ -18,5 +18,6 @@ def leading_fields(anomaly: Mapping[str, Any]) -> list[tuple[str, float]]:
     """
     found = {field: nats for field, nats in anomaly["contributions"].items() if nats is not None}
     observed, expected = anomaly.get("observed", {}), anomaly.get("expected", {})
-    told = {field: nats for field, nats in found.items() if observed.get(field) is not None or expected.get(field)}
+    absent = {field for field, likely in expected.items() if not likely and observed.get(field) is None}
+    told = {field: nats for field, nats in found.items() if field not in absent}
     return sorted((told or found).items(), key=lambda item: (-item[1], item[0]))
