@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from benchmarks.stack import PARTITIONS, Stack, WorkerProcess
@@ -25,19 +26,30 @@ def measure(stack: Stack, records: int) -> Steady:
     """Score the records that the stack's topic holds, all partitions together, by one worker."""
     with WorkerProcess(stack) as worker:
         worker.wait_started()
-        first = last = _look(worker)
-        while last[1] < _TO * records:
-            time.sleep(_LOOK_S)
-            last = _look(worker)
-            if first[1] < _FROM * records:
-                first = last
+        taken, scored, processor, checkpoints = under_way(records, lambda: _look(worker))
         resident = worker.resident()
-    taken, scored, processor, checkpoints = (b - a for a, b in zip(first, last, strict=True))
-    if scored <= 0:
-        message = f"the worker had scored all {records:,} records before it was looked at: measure more"
-        raise RuntimeError(message)
     interval_ms = PARTITIONS * taken * 1e3 / max(1, checkpoints)
     return Steady(scored / taken, processor / scored * 1e6, interval_ms, resident / 1e6)
+
+
+def under_way(records: int, look: Callable[[], tuple[float, ...]]) -> tuple[float, ...]:
+    """By how much what `look` sees grows between the first tenth of the records and nearly the last of them.
+
+    Parameters
+    ----------
+    look
+        Its second figure is how many records are scored.
+    """
+    first = last = look()
+    while last[1] < _TO * records:
+        time.sleep(_LOOK_S)
+        last = look()
+        if first[1] < _FROM * records:
+            first = last
+    if last[1] <= first[1]:
+        message = f"the worker had scored all {records:,} records before it was looked at: measure more"
+        raise RuntimeError(message)
+    return tuple(b - a for a, b in zip(first, last, strict=True))
 
 
 def _look(worker: WorkerProcess) -> tuple[float, float, float, float]:

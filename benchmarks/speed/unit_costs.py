@@ -29,6 +29,7 @@ from benchmarks.speed.cores import microseconds, weights_of
 from benchmarks.speed.recovery import fill, replay
 from benchmarks.speed.stages import Line, passes
 from benchmarks.stack import PARTITIONS, STREAM, Stack, WorkerProcess, send
+from benchmarks.steady import under_way
 from benchmarks.workloads import keyed_events
 from detectors.rows import RowShape, SessionRows
 from features.profiles import ENTRIES
@@ -50,7 +51,7 @@ _ALARMS = 0.05  # share of records, where the bytes of anomalies are counted
 _ENDS = 0.1  # share of records that end their session, where sessions are timed
 _CONTEXTS = (32, 128)  # of rows narrow and wide
 _ON_DISK = Path(__file__).parents[1] / "results"  # folders of the system may lie in memory, and are never written
-_LOOK_S = 0.15  # the pages of a worker have a limit of their own
+_LOOK_S = 0.15
 _FEW = 100  # sessions, so that checkpoints have few rows
 _ROOM = 2_000_000  # rows in memory: for all
 _SHAPE = RowShape(64, 32, 1, profile=ENTRIES)
@@ -301,18 +302,9 @@ def _watch(stack: Stack, records: int, row_kb: float) -> Run:
     """A worker between the first tenth of the records and nearly the last of them."""
     with WorkerProcess(stack) as worker:
         worker.wait_started()
-        first = last = _look(stack, worker)
-        while last[1] < 0.98 * records:
-            time.sleep(_LOOK_S)
-            last = _look(stack, worker)
-            if first[1] < 0.1 * records:
-                first = last
+        processor, scored, rows, checkpoints = under_way(records, lambda: _look(stack, worker))
         resident = worker.resident()
         worker.stop()
-    processor, scored, rows, checkpoints = (b - a for a, b in zip(first, last, strict=True))
-    if scored <= 0:
-        message = f"the worker had scored all {records:,} records before it was looked at: measure more (Size.records)"
-        raise RuntimeError(message)
     rows = max(0.0, rows - 2 * checkpoints)  # the partition row, and the transaction's mark
     return Run(processor * 1e6, scored, rows, rows * row_kb, checkpoints, resident)
 
