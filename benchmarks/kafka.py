@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
-import time
+from typing import Any
 from uuid import uuid4
 
-from confluent_kafka import Consumer, KafkaError, KafkaException, Message, TopicPartition
+from confluent_kafka import Consumer, KafkaException, Message, Producer, TopicPartition
+
+from pipeline.log_bounds import log_bounds
 
 _QUIET = {"log_level": 0}
 _LOOK_S = 0.05
+
+
+def new_producer(address: str, **settings: Any) -> Producer:
+    """An idempotent one, which keeps the order: others send what was refused at first again after what came later."""
+    return Producer({"bootstrap.servers": address, "enable.idempotence": True, **_QUIET, **settings})
 
 
 def read_topic(address: str, topic: str) -> list[Message]:
@@ -24,7 +31,7 @@ def read_topic(address: str, topic: str) -> list[Message]:
         partitions = [
             TopicPartition(topic, p, 0) for p in consumer.list_topics(topic, timeout=10).topics[topic].partitions
         ]
-        ends = {tp.partition: _end_of(consumer, tp) for tp in partitions}
+        ends = {tp.partition: log_bounds(consumer, topic, tp.partition)[1] for tp in partitions}
         filled = [tp for tp in partitions if ends[tp.partition] > 0]
         # All at once: a new assignment waits until the fetch of the one before has timed out.
         consumer.assign(filled)
@@ -34,19 +41,6 @@ def read_topic(address: str, topic: str) -> list[Message]:
     finally:
         consumer.close()
     return sorted(found, key=lambda m: m.partition() or 0)  # within a partition they came in order
-
-
-def _end_of(consumer: Consumer, tp: TopicPartition) -> int:
-    """The offset after the last record; of a topic made just now the leader may not know of itself yet."""
-    for _ in range(50):
-        try:
-            return int(consumer.get_watermark_offsets(tp, timeout=10)[1])
-        except KafkaException as error:
-            if not error.args[0].retriable() and error.args[0].code() != KafkaError.NOT_LEADER_FOR_PARTITION:
-                raise
-        time.sleep(0.1)
-    message = f"{tp.topic} has no leader"
-    raise TimeoutError(message)
 
 
 def committed_offsets(address: str, group: str, topic: str, partitions: int) -> dict[int, int]:

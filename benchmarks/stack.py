@@ -17,9 +17,8 @@ from typing import Any, Self
 
 import numpy as np
 import yaml
-from confluent_kafka import Producer
 
-from benchmarks.kafka import committed_offsets
+from benchmarks.kafka import committed_offsets, new_producer
 from benchmarks.workloads import VOCABULARY
 from detectors.calibration import Calibration
 from detectors.packing import pack
@@ -192,7 +191,7 @@ def send(
 
     `headers` are those of the record of a number.
     """
-    producer = Producer({"bootstrap.servers": address, "partitioner": "murmur2_random", "linger.ms": 20})
+    producer = new_producer(address, **{"partitioner": "murmur2_random", "linger.ms": 20})
     for i, (key, value) in enumerate(records):
         while True:
             try:

@@ -9,14 +9,13 @@ from types import TracebackType
 from zlib import crc32
 
 from aiokafka.partitioner import murmur2
-from confluent_kafka import KafkaError, KafkaException, Message, TopicPartition
+from confluent_kafka import KafkaException, Message, TopicPartition
 
 from pipeline.clients import Clients
 from pipeline.errors import TopicError
+from pipeline.log_bounds import log_bounds
 
 _READ_TIMEOUT_S = 30.0
-_LEADER_TIMEOUT_S = 10.0
-_NO_LEADER = {KafkaError.NOT_LEADER_FOR_PARTITION, KafkaError.LEADER_NOT_AVAILABLE}
 Progress = Callable[[int, int], None]
 
 
@@ -126,17 +125,11 @@ class KeyReader:
         return sum(max(0, self.ends[tp.partition] - max(tp.offset, self._starts[tp.partition])) for tp in positions)
 
     def _bounds(self, partition: int) -> tuple[int, int]:
-        """First offset and the one after the last. Asks again while a topic just made has no leader yet."""
-        end = time.monotonic() + _LEADER_TIMEOUT_S
-        while True:
-            try:
-                low, high = self._consumer.get_watermark_offsets(TopicPartition(self.topic, partition), timeout=10)
-            except KafkaException as error:
-                if error.args[0].code() not in _NO_LEADER or time.monotonic() > end:
-                    raise self._refused(error) from None
-                time.sleep(0.1)
-            else:
-                return low, high
+        """First offset and the one after the last."""
+        try:
+            return log_bounds(self._consumer, self.topic, partition)
+        except KafkaException as error:
+            raise self._refused(error) from None
 
     def _refused(self, error: KafkaException) -> TopicError:
         return TopicError(f"topic {self.topic} cannot be read: {error.args[0].str()}")

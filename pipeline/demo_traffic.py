@@ -16,6 +16,7 @@ from pipeline.demo_incidents import Incidents, Told
 from pipeline.demo_screen import Screen, why_here
 from pipeline.demo_truth import Alarm, Tally
 from pipeline.errors import OffbeatError
+from pipeline.log_bounds import log_bounds
 from pipeline.storefront_records import Record
 
 _READY_S = 90.0  # of the worker; 4 s on two quiet cores, longer when numba has to compile
@@ -114,7 +115,7 @@ class Watcher:
     def read_to_end(self) -> None:
         """Read all that the topics hold now."""
         ends = {
-            (part.topic, part.partition): self._consumer.get_watermark_offsets(part, timeout=10)[1]
+            (part.topic, part.partition): log_bounds(self._consumer, part.topic, part.partition)[1]
             for part in self._parts
         }
         while any(max(at.offset, 0) < ends[at.topic, at.partition] for at in self._consumer.position(self._parts)):
@@ -158,10 +159,7 @@ def await_worker(group: Consumer, topics: Sequence[str], worker: Child) -> None:
 
 def drain(group: Consumer, topics: Sequence[str], watcher: Watcher) -> None:
     """Return when the group has taken in all that the topics hold, and what it made of that is read."""
-    ends = {
-        (at.topic, at.partition): group.get_watermark_offsets(TopicPartition(at.topic, at.partition), timeout=10)[1]
-        for at in _committed(group, topics)
-    }
+    ends = {(at.topic, at.partition): log_bounds(group, at.topic, at.partition)[1] for at in _committed(group, topics)}
     deadline = time.monotonic() + _DRAIN_S
     # A checkpoint commits an offset after the outputs before it are in Kafka.
     while left := sum(max(0, ends[at.topic, at.partition] - at.offset) for at in _committed(group, topics)):

@@ -18,6 +18,7 @@ from features.events import Events, Record
 from pipeline.clients import Clients
 from pipeline.errors import TopicError, UsageError
 from pipeline.field_check import FieldCheck
+from pipeline.log_bounds import log_bounds
 from pipeline.samples import events_of
 from pipeline.score import read_lines
 from pipeline.stream_settings import StreamSettings
@@ -196,7 +197,7 @@ def _passed(at: TopicPartition, ranges: dict[int, tuple[int, int]]) -> bool:
 
 def _range(consumer: Consumer, tp: TopicPartition, since_ms: int | None, until_ms: int | None) -> tuple[int, int]:
     """First offset and the one after the last, of records with timestamps in [since, until)."""
-    low, high = consumer.get_watermark_offsets(tp, timeout=10)
+    low, high = log_bounds(consumer, tp.topic, tp.partition)
 
     def at(moment_ms: int | None, default: int) -> int:
         if moment_ms is None:

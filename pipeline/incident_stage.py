@@ -28,6 +28,7 @@ from detectors.incidents import Advanced, IncidentRules, add_mute, advance_many,
 from pipeline.clients import Clients
 from pipeline.consuming import CALL_S, ConsumingThread, committed_ends, kept_offsets, offsets_of
 from pipeline.errors import IncidentError, StalledError, StateError
+from pipeline.log_bounds import log_bounds
 from pipeline.logs import get_logger
 from pipeline.metrics import Metrics
 from pipeline.notices import Unmute, decode
@@ -252,7 +253,7 @@ class IncidentStage(ConsumingThread):
 
     def _start_of(self, consumer: Consumer, tp: At, at: int) -> int:
         """Where to read a partition of the feed on."""
-        low, high = consumer.get_watermark_offsets(At(tp.topic, tp.partition), timeout=CALL_S)
+        low, high = log_bounds(consumer, tp.topic, tp.partition, CALL_S)
         if 0 <= at < low or at > high:
             log.error("the incident feed has changed", feed=tp.topic, partition=tp.partition, at=at, low=low, high=high)
         return int(at if low <= at <= high else low)

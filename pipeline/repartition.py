@@ -33,6 +33,7 @@ from pipeline.consuming import CALL_S, ConsumingThread, StartOverError, committe
 from pipeline.drift import Kind, drift_output
 from pipeline.errors import RepartitionError, StalledError
 from pipeline.health import Health
+from pipeline.log_bounds import log_bounds
 from pipeline.logs import get_logger
 from pipeline.metrics import Metrics
 from pipeline.origins import with_origin
@@ -268,12 +269,12 @@ class Repartitioner(ConsumingThread):
         partitions = list(consumer.list_topics(target, timeout=CALL_S).topics[target].partitions)
         if any(tp.offset >= 0 for tp in self._kept(consumer, partitions)):
             return False
-        return any(consumer.get_watermark_offsets(At(target, p), timeout=CALL_S)[1] > 0 for p in partitions)
+        return any(log_bounds(consumer, target, p, CALL_S)[1] > 0 for p in partitions)
 
     def _start_of(self, consumer: Consumer, committed: At, *, is_lost: bool) -> int:
         """Where to read a partition on. What happened to the topic meanwhile is said, never passed over."""
         route, at, p = self.route, committed.offset, committed.partition
-        low, high = consumer.get_watermark_offsets(At(route.source, p), timeout=CALL_S)
+        low, high = log_bounds(consumer, route.source, p, CALL_S)
         if at < 0 and is_lost:
             detail = (
                 f"the offsets of group {route.group} are gone; {route.source}/{p} is read from its beginning, and "

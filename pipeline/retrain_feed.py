@@ -13,6 +13,7 @@ from confluent_kafka import Consumer, KafkaError, KafkaException, Message, Topic
 
 from pipeline.clients import Clients
 from pipeline.errors import BrokerUnavailableError
+from pipeline.log_bounds import log_bounds
 
 _LOOK_S = 10.0
 _CALL_S = 10.0
@@ -75,7 +76,7 @@ class Feed:
         count = 0
         for partition in found.partitions:
             place = TopicPartition(topic, partition, moment_ms)
-            low, high = self._consumer.get_watermark_offsets(place, timeout=_CALL_S)
+            low, high = log_bounds(self._consumer, topic, partition, _CALL_S)
             first = self._consumer.offsets_for_times([place], timeout=_CALL_S)[0].offset
             count += high - max(low, first) if first >= 0 else 0
         return count

@@ -19,6 +19,7 @@ from pipeline.clients import Clients
 from pipeline.cold_rows import ColdRows
 from pipeline.context import StreamContext
 from pipeline.errors import DamagedStateError
+from pipeline.log_bounds import log_bounds
 from pipeline.logs import get_logger
 from pipeline.recovery import Polled, is_in_step, poll
 from pipeline.row_format import RowFormat
@@ -153,7 +154,7 @@ class Standbys:
         standby = self._open[tp]
         at = At(standby.context.changelog, tp.partition)
         if positions.get((at.topic, at.partition), -1) < 0:
-            at.offset = standby.start(*consumer.get_watermark_offsets(at, timeout=10.0))
+            at.offset = standby.start(*log_bounds(consumer, at.topic, at.partition))
         else:
             at.offset = positions[at.topic, at.partition]
         return at

@@ -13,6 +13,7 @@ from confluent_kafka import Consumer, KafkaException, TopicPartition
 
 from pipeline.clients import Clients
 from pipeline.errors import TopicError
+from pipeline.log_bounds import log_bounds
 
 _QUIET_S = 30.0
 Progress = Callable[[int, int], None]
@@ -42,10 +43,9 @@ def bounds(clients: Clients, topic: str, partition: int) -> tuple[int, int] | No
             found = consumer.list_topics(topic, timeout=10).topics[topic]
             if found.error is not None or partition not in found.partitions:
                 return None
-            low, high = consumer.get_watermark_offsets(TopicPartition(topic, partition), timeout=10)
+            return log_bounds(consumer, topic, partition)
         except KafkaException as error:
             raise _refused(topic, error) from None
-        return int(low), int(high)
 
 
 def read_range(
@@ -63,7 +63,7 @@ def read_all(clients: Clients, topic: str, progress: Progress) -> Iterator[Topic
             found = consumer.list_topics(topic, timeout=10).topics[topic]
             if found.error is not None:
                 return
-            ranges = {p: consumer.get_watermark_offsets(TopicPartition(topic, p), timeout=10) for p in found.partitions}
+            ranges = {p: log_bounds(consumer, topic, p) for p in found.partitions}
         except KafkaException as error:
             raise _refused(topic, error) from None
         yield from _read(consumer, topic, ranges, progress)

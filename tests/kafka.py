@@ -21,10 +21,11 @@ from typing import Any, ClassVar, Self
 from uuid import uuid4
 
 import yaml
-from confluent_kafka import Consumer, Message, Producer, TopicPartition
+from confluent_kafka import Consumer, Message
 from confluent_kafka.admin import AdminClient, NewTopic
 
-from benchmarks.kafka import committed_offsets, read_topic
+from benchmarks.kafka import committed_offsets, new_producer, read_topic
+from pipeline.log_bounds import log_bounds
 
 QUIET = {"log_level": 0}
 COMMAND = [sys.executable, "-P", "-m", "pipeline.cli"]  # -P: a folder with a pipeline/ of its own is not in the way
@@ -96,9 +97,7 @@ class Stack:
 
     def produce(self, records: Iterable[tuple[bytes | None, bytes | None]], topic: str | None = None) -> None:
         """Send (key, value) records, keys placed as Java's clients do, and wait for all acknowledgements."""
-        producer = Producer(
-            {"bootstrap.servers": self.address, "partitioner": "murmur2_random", "linger.ms": 5, **QUIET}
-        )
+        producer = new_producer(self.address, **{"partitioner": "murmur2_random", "linger.ms": 5})
         for key, value in records:
             while True:
                 try:
@@ -111,7 +110,7 @@ class Stack:
 
     def produce_to(self, topic: str, partition: int, records: Iterable[tuple[bytes, bytes | None]]) -> None:
         """Send records to one partition of any topic."""
-        producer = Producer({"bootstrap.servers": self.address, **QUIET})
+        producer = new_producer(self.address)
         for key, value in records:
             producer.produce(topic, value, key=key, partition=partition)
         assert producer.flush(60) == 0
@@ -141,8 +140,7 @@ class Stack:
         """The offset after the last record of each source partition."""
         consumer = Consumer({"bootstrap.servers": self.address, "group.id": self.name, **QUIET})
         try:
-            wanted = [TopicPartition(self.source, p) for p in range(self.partitions)]
-            return {tp.partition: consumer.get_watermark_offsets(tp, timeout=10)[1] for tp in wanted}
+            return {p: log_bounds(consumer, self.source, p)[1] for p in range(self.partitions)}
         finally:
             consumer.close()
 

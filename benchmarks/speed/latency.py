@@ -15,10 +15,11 @@ from typing import Any
 
 import numpy as np
 import orjson
-from confluent_kafka import Consumer, Producer
+from confluent_kafka import Consumer
 from numpy.typing import NDArray
 from rich.console import Console
 
+from benchmarks.kafka import new_producer
 from benchmarks.stack import Stack, WorkerProcess, send
 from benchmarks.workloads import keyed_events, zipf_events
 from pipeline.broker import LocalBroker
@@ -64,7 +65,7 @@ def _under_load(stack: Stack, worker: WorkerProcess, records_per_s: int, seconds
 
 
 def _feed(stack: Stack, records_per_s: int, stop: threading.Event, sent: list[int]) -> None:
-    producer = Producer({"bootstrap.servers": stack.address, "partitioner": "murmur2_random", "linger.ms": 1, **_QUIET})
+    producer = new_producer(stack.address, **{"partitioner": "murmur2_random", "linger.ms": 1})
     events, began = keyed_events(1, _SESSIONS), time.monotonic()
     while not stop.is_set():
         due = int((time.monotonic() - began) * records_per_s) - len(sent)

@@ -17,6 +17,7 @@ import numpy as np
 from confluent_kafka import Consumer, Producer, TopicCollection, TopicPartition
 from rich.console import Console
 
+from benchmarks.kafka import new_producer
 from benchmarks.stack import PARTITIONS, STREAM, Stack, WorkerProcess
 from benchmarks.workloads import START_MS, VOCABULARY
 from detectors.rows import RowShape, SessionRows
@@ -117,7 +118,7 @@ def fill(stack: Stack, sessions: int) -> int:
     assert learned is not None
     format_ = RowFormat(make_parts(settings, STREAM, learned).shape)
     changelog = changelog_topic(settings, STREAM)
-    producer = Producer({"bootstrap.servers": stack.address, "linger.ms": 20, "queue.buffering.max.messages": 200_000})
+    producer = new_producer(stack.address, **{"linger.ms": 20, "queue.buffering.max.messages": 200_000})
     row = b""
     for number, row in _rows(format_, learned.number, sessions):
         _produce(producer, changelog, session_key(f"session-{number:08d}"), row, number % PARTITIONS)

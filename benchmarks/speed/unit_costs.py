@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-from confluent_kafka import Consumer, TopicPartition
+from confluent_kafka import Consumer
 from rich.console import Console
 
 from benchmarks.machine import machine
@@ -39,6 +39,7 @@ from models.spec import CORES, KERNELS, ModelSpec
 from pipeline.broker import LocalBroker
 from pipeline.capacity import row_bytes
 from pipeline.cold_rows import ColdRows, session_key
+from pipeline.log_bounds import log_bounds
 from pipeline.row_format import RowFormat
 from pipeline.store import RowStore
 from pipeline.topics import changelog_topic
@@ -322,8 +323,7 @@ def _changelog_end(stack: Stack) -> int:
     consumer = Consumer({"bootstrap.servers": stack.address, "group.id": "unit-costs", "log_level": 0})
     topic = changelog_topic(stack.settings, STREAM)
     try:
-        ends = (consumer.get_watermark_offsets(TopicPartition(topic, p), timeout=10) for p in range(PARTITIONS))
-        return sum(int(end[1]) for end in ends)
+        return sum(log_bounds(consumer, topic, p)[1] for p in range(PARTITIONS))
     finally:
         consumer.close()
 

@@ -20,6 +20,7 @@ from typing import Any
 from confluent_kafka import Consumer, KafkaException, TopicPartition
 
 from pipeline.broker import LocalBroker
+from pipeline.log_bounds import log_bounds
 from tests.chaos import oracle
 from tests.chaos.checks import OffsetWatch, check_anomalies, check_committed, check_messages, check_rows
 from tests.chaos.faults import suffer
@@ -317,7 +318,7 @@ def read(stack: Stack, topic: str, partition: int) -> Iterator[Any]:
     })  # fmt: skip
     try:
         tp = TopicPartition(topic, partition, 0)
-        low, end = consumer.get_watermark_offsets(tp, timeout=10)
+        low, end = log_bounds(consumer, topic, partition)
         consumer.assign([TopicPartition(topic, partition, low)])
         # Positions, not last records: transaction markers take offsets too.
         while low < end and consumer.position([tp])[0].offset < end:

@@ -20,6 +20,7 @@ from confluent_kafka import Consumer, Producer
 from confluent_kafka.admin import AdminClient, NewTopic
 from rich.console import Console
 
+from benchmarks.kafka import new_producer
 from pipeline.broker import LocalBroker, check_port, free_port
 from pipeline.errors import LocalBrokerError, PortTakenError
 from pipeline.jvm import find_java
@@ -301,7 +302,7 @@ def create_topic(address: str, name: str, **config: str) -> None:
 
 
 def produce(address: str, topic: str, values: list[bytes]) -> None:
-    producer = Producer({"bootstrap.servers": address})
+    producer = new_producer(address)
     for value in values:
         producer.produce(topic, value, key=b"key")
     assert producer.flush(10) == 0

@@ -10,6 +10,7 @@ from confluent_kafka import Producer
 from hypothesis import given
 from hypothesis import strategies as st
 
+from benchmarks.kafka import new_producer
 from pipeline.changelog import KeyReader, Trail, Written, usual_partitions
 from pipeline.clients import Clients
 from pipeline.errors import TopicError
@@ -43,7 +44,7 @@ def test_usual_partitions_exist(name: str, partitions: int) -> None:
 def test_usual_partitions_are_where_clients_place_keys(partitioner: str, place: int, stack: Stack) -> None:
     """Records sent by Java's rule lie in the first partition named, those by librdkafka's in the last."""
     names = [f"s-{n}" for n in range(50)] + ["é", "a/b", "x" * 300]
-    producer = Producer({"bootstrap.servers": stack.address, "partitioner": partitioner, **QUIET})
+    producer = new_producer(stack.address, partitioner=partitioner)
     for name in names:
         producer.produce(stack.source, b"{}", key=name.encode())
     assert producer.flush(30) == 0

@@ -12,9 +12,9 @@ from datetime import UTC, datetime
 from typing import Any
 
 import pytest
-from confluent_kafka import Producer
 from confluent_kafka.admin import AdminClient, NewTopic
 
+from benchmarks.kafka import new_producer
 from pipeline.drift import drift_output
 from pipeline.outputs import Place
 from tests.kafka import COMMAND, QUIET, Stack, WorkerProcess, as_records, shop_events, wait_until
@@ -38,9 +38,7 @@ def event(session: str = "a", **more: Any) -> dict[str, Any]:
 
 def produce_large(stack: Stack, key: bytes, value: bytes) -> None:
     """One record that librdkafka's own limit would not let through."""
-    producer = Producer(
-        {"bootstrap.servers": stack.address, "message.max.bytes": 8_000_000, "partitioner": "murmur2_random"}
-    )
+    producer = new_producer(stack.address, **{"message.max.bytes": 8_000_000, "partitioner": "murmur2_random"})
     errors: list[object] = []
     producer.produce(stack.source, value, key=key, on_delivery=lambda error, _: errors.append(error))
     assert producer.flush(30) == 0

@@ -13,9 +13,10 @@ from zlib import crc32
 
 import numpy as np
 import pytest
-from confluent_kafka import Message, Producer
+from confluent_kafka import Message
 from confluent_kafka.admin import AdminClient, NewTopic
 
+from benchmarks.kafka import new_producer
 from detectors.parts import Parts
 from detectors.rows import RowShape, SessionRows
 from pipeline.changelog import Written, usual_partitions
@@ -109,7 +110,7 @@ def saved(stack: Stack, name: str) -> Message:
 
 def write_row(stack: Stack, name: str, *values: bytes | None, partition: int | None = None) -> None:
     """Write to the changelog as a worker would: in the session's partition unless told otherwise."""
-    producer = Producer({"bootstrap.servers": stack.address, **QUIET})
+    producer = new_producer(stack.address)
     p = usual_partitions(name, stack.partitions)[0] if partition is None else partition
     for value in values:
         producer.produce(changelog(stack), value, key=session_key(name), partition=p)

@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from confluent_kafka import Producer
 from hypothesis import given
 from hypothesis import strategies as st
 from opentelemetry.proto.trace.v1.trace_pb2 import Span, Status
@@ -20,6 +19,7 @@ from opentelemetry.sdk.trace import ReadableSpan
 from opentelemetry.sdk.trace.export import SpanExporter, SpanExportResult
 from prometheus_client import CollectorRegistry
 
+from benchmarks.kafka import new_producer
 from pipeline.errors import ConfigError
 from pipeline.metrics import Metrics
 from pipeline.settings import parse_settings
@@ -27,7 +27,7 @@ from pipeline.trace_export import _MOST, SpanExport, tracing
 from pipeline.traces import MOST_LINKS, Traces, as_headers, named, producer_of, producers_of
 from tests.alerting import Alerts, Answer, incident, receiver
 from tests.collector import Collector, Context, attributes_of, context_of, links_of, parent_of, said_by
-from tests.kafka import QUIET, Stack, WorkerProcess, as_records, by_id, shop_events, wait_until
+from tests.kafka import Stack, WorkerProcess, as_records, by_id, shop_events, wait_until
 
 Headers = list[tuple[str, bytes]]
 WRONG = ["", "00-0-0-00", f"00-{'0' * 32}-{'1' * 16}-01", f"ff-{'1' * 32}-{'2' * 16}-01", "ü" * 55, "00" * 5_000]
@@ -47,7 +47,7 @@ def headers_of(i: int) -> Headers:
 
 
 def produce(stack: Stack, records: Iterable[tuple[bytes, bytes]]) -> None:
-    producer = Producer({"bootstrap.servers": stack.address, "partitioner": "murmur2_random", **QUIET})
+    producer = new_producer(stack.address, partitioner="murmur2_random")
     for i, (key, value) in enumerate(records):
         producer.produce(stack.source, value, key=key, headers=headers_of(i))
         producer.poll(0)
@@ -233,7 +233,7 @@ def test_a_kill_changes_no_traceparent(stack: Stack) -> None:
 
 def send_incidents(stack: Stack, count: int) -> None:
     """So many incidents, in one partition; the first has no context, the others have their number's."""
-    producer = Producer({"bootstrap.servers": stack.address, **QUIET})
+    producer = new_producer(stack.address)
     for n in range(count):
         trace, span = context(n)
         headers = [("traceparent", f"00-{trace}-{span}-01".encode())] if n else []
