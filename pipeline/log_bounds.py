@@ -12,7 +12,7 @@ _NEWS_S = 2.0  # until the news of a partition has come round; whoever asks of o
 _PATIENCE_S = {
     KafkaError.NOT_LEADER_FOR_PARTITION: _LEADER_S,
     KafkaError.LEADER_NOT_AVAILABLE: _LEADER_S,
-    KafkaError._UNKNOWN_PARTITION: _NEWS_S,
+    KafkaError._UNKNOWN_PARTITION: _NEWS_S,  # noqa: SLF001 (it is public; librdkafka's own codes are named so)
 }
 
 

@@ -237,6 +237,9 @@ class Partition:
 
     async def _next_slice(self) -> Slice | None:
         """The next slice, or None when it is time to look for something else."""
+        if not self.slices.empty():  # no timer is needed, only a turn for the others
+            await asyncio.sleep(0)
+            return self.slices.get_nowait()
         wait = _LOOK_S
         if self._uncovered_since is not None:
             wait = max(0.0, min(wait, self._due - self.context.monotonic()))

@@ -1,10 +1,10 @@
-"""Faust over slices: one Faust event for all records that one fetch brought for one partition.
+"""Faust over slices: one Faust event for all that one fetch brought of a topic, partition by partition.
 
-Faust hands over a record in 50 to 75 us; a slice costs the same and holds thousands. This is a thin subclass of
+Faust hands over an event in 50 to 75 us and some turns of the event loop, whatever it holds. This is a thin subclass of
 Faust's aiokafka driver. `tests/pipeline/test_transport.py` names each method we override and fails when an upgrade
 changes one. What we change, and why:
 
-- `getmany` yields one message a slice, marked with the opening of the partition it was fetched for.
+- `getmany` yields one message a topic, with slices that are marked with the opening they were fetched for.
 - Faust's offset bookkeeping counts single records and would commit past unprocessed ones, so it never sees a slice's:
   `_read_offset` ignores them, `ack` only releases the message, `_new_offset` has nothing to commit. Only our
   checkpoint commits.
@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import suppress
 from typing import Any
 
@@ -229,7 +229,7 @@ class SliceConsumer(driver.Consumer):
             await self.perform_seek()
 
     async def getmany(self, timeout: float) -> AsyncIterator[tuple[TP, ConsumerMessage]]:
-        """Fetch, and yield one message for each partition that has records."""
+        """Fetch, and yield one message for each topic that has records, with the slices of its partitions."""
         if not self.flow_active:
             await self.wait(self.can_resume_flow)  # outside the lock
         async with self._fetching:
@@ -253,18 +253,30 @@ class SliceConsumer(driver.Consumer):
             except NoOffsetForPartitionError:  # of one that was assigned and not yet opened: opening seeks
                 await asyncio.sleep(_AFTER_A_FAULT_S)
                 return
-        fetched_at = time.monotonic()
-        for tp, batch in (records or {}).items():
-            partition = opened.get(tp)
-            if partition is None or partition.closed or not batch or not self.flow_active:
-                continue
-            first = batch[0]
-            slice_ = Slice(list(batch), fetched_at, self.highwater(tp))
-            partition.in_transit += 1
+        for slices in self._slices_of(records or {}, opened).values():
+            if not self.flow_active:
+                return
+            for partition, _ in slices:
+                partition.in_transit += 1
+            first = slices[0][1].records[0]
+            tp = TP(first.topic, first.partition)
             yield tp, ConsumerMessage(
                 first.topic, first.partition, first.offset, first.timestamp / 1000, first.timestamp_type, [], None,
-                (partition, slice_), None, 0, 0, tp, generation_id=self.app.consumer_generation_id,
+                slices, None, 0, 0, tp, generation_id=self.app.consumer_generation_id,
             )  # fmt: skip
+
+    def _slices_of(
+        self, records: Mapping[TP, Sequence[Any]], opened: Mapping[TP, Partition]
+    ) -> dict[str, list[tuple[Partition, Slice]]]:
+        """By topic, what was fetched for partitions that are open still, each with its partition."""
+        fetched_at = time.monotonic()
+        by_topic: dict[str, list[tuple[Partition, Slice]]] = {}
+        for tp, batch in records.items():
+            partition = opened.get(tp)
+            if partition is not None and not partition.closed and batch:
+                slice_ = Slice(list(batch), fetched_at, self.highwater(tp))
+                by_topic.setdefault(tp.topic, []).append((partition, slice_))
+        return by_topic
 
     def ack(self, message: ConsumerMessage) -> bool:
         """Release the message; committing is the checkpoint's."""

@@ -1,4 +1,4 @@
-"""The scoring agent: hands each slice to its partition, which scores it and takes checkpoints at its own pace."""
+"""The scoring agent: hands slices to their partitions, which score them and take checkpoints at their own pace."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ def add_scoring_agent(app: SliceApp, topic_name: str, stream: str) -> None:
 
     async def score(slices: faust.Stream) -> None:
         async for event in slices.events():
-            partition, slice_ = event.value
-            partition.take(slice_)
+            for partition, slice_ in event.value:
+                partition.take(slice_)
 
     app.agent(topic, name=f"score-{stream}")(score)
 
