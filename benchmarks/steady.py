@@ -14,10 +14,11 @@ _LOOK_S = 0.25  # two pages a look; a worker answers some ten a second
 
 @dataclass(frozen=True)
 class Steady:
-    """Records scored a second, processor time for each, time between a partition's checkpoints, and memory at last."""
+    """Records scored a second, processor time and bytes to disk for each, a partition's checkpoint interval, and memory."""
 
     records_per_s: float
     processor_us: float
+    written_bytes: float
     interval_ms: float
     resident_mb: float
 
@@ -26,10 +27,10 @@ def measure(stack: Stack, records: int) -> Steady:
     """Score the records that the stack's topic holds, all partitions together, by one worker."""
     with WorkerProcess(stack) as worker:
         worker.wait_started()
-        taken, scored, processor, checkpoints = under_way(records, lambda: _look(worker))
+        taken, scored, processor, written, checkpoints = under_way(records, lambda: _look(worker))
         resident = worker.resident()
     interval_ms = PARTITIONS * taken * 1e3 / max(1, checkpoints)
-    return Steady(scored / taken, processor / scored * 1e6, interval_ms, resident / 1e6)
+    return Steady(scored / taken, processor / scored * 1e6, written / scored, interval_ms, resident / 1e6)
 
 
 def under_way(records: int, look: Callable[[], tuple[float, ...]]) -> tuple[float, ...]:
@@ -52,9 +53,9 @@ def under_way(records: int, look: Callable[[], tuple[float, ...]]) -> tuple[floa
     return tuple(b - a for a, b in zip(first, last, strict=True))
 
 
-def _look(worker: WorkerProcess) -> tuple[float, float, float, float]:
-    """Time, records scored, processor time, checkpoints."""
+def _look(worker: WorkerProcess) -> tuple[float, float, float, float, float]:
+    """Time, records scored, processor time, bytes written, checkpoints."""
     return (
-        time.monotonic(), worker.metric("offbeat_records_total"), worker.processor_s(),
+        time.monotonic(), worker.metric("offbeat_records_total"), worker.processor_s(), float(worker.written()),
         worker.metric("offbeat_checkpoint_seconds_count"),
     )  # fmt: skip
