@@ -14,7 +14,7 @@ _LOOK_S = 0.25  # two pages a look; a worker answers some ten a second
 
 @dataclass(frozen=True)
 class Steady:
-    """Records scored a second, processor time and bytes to disk for each, a partition's checkpoint interval, and memory."""
+    """Records a second, processor time and bytes to disk for each, a partition's checkpoint interval, and memory."""
 
     records_per_s: float
     processor_us: float

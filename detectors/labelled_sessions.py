@@ -16,6 +16,13 @@ from features.sessions import LATE, STEP
 Find = Callable[[list[Events], Parts], History]
 
 
+class Moment(NamedTuple):
+    """A time in a session, by its name: of a record, or of a session's last one."""
+
+    session: str
+    time_ms: int
+
+
 class LeftOut(NamedTuple):
     """How many sessions and records of a history were left out, and how many labels name no record in it."""
 
@@ -25,9 +32,9 @@ class LeftOut(NamedTuple):
 
 
 def leave_out(
-    arrived: Sequence[Events], anomalies: Sequence[Collection[int]], parts: Parts, find: Find = read_history
+    arrived: Sequence[Events], anomalies: Sequence[Collection[int | Moment]], parts: Parts, find: Find = read_history
 ) -> tuple[list[Events], LeftOut]:
-    """A history without each session that holds a record at one of these offsets; long ones go piece by piece.
+    """A history without each session that holds a labelled record; long ones go piece by piece.
 
     Event times decide where sessions end, so the others stay as they were; only where events come out of order may an
     odd one end otherwise. All that is learned of what is left, from templates to calibration, has not seen the rest.
@@ -37,7 +44,7 @@ def leave_out(
     arrived
         The events of each partition, in offset order.
     anomalies
-        Of each partition the offsets of records, or of the last records of sessions, that were called anomalies.
+        Of each partition the records, or the last records of sessions, that were called anomalies, by offset or moment.
     find
         What finds the sessions.
 
@@ -52,16 +59,38 @@ def leave_out(
     filled = [number for number, events in enumerate(arrived) if len(events)]
     history = find([arrived[number] for number in filled], parts)
     sessions = records = 0
-    unknown = sum(len(offsets) for number, offsets in enumerate(anomalies) if number not in filled)
+    unknown = sum(len(labelled) for number, labelled in enumerate(anomalies) if number not in filled)
     for number, partition in zip(filled, history.partitions, strict=True):
-        offsets = np.array(sorted(anomalies[number]), np.int64)
+        offsets, unfound = _offsets_of(partition.events, anomalies[number])
         bad = _sessions_with(partition, offsets)
         keeps = ~_of_sessions(partition, bad, parts)
         # Duplicates are gone by now: one of a record that is left out would come to life without it.
         left[number] = partition.arrived.take(np.flatnonzero(keeps))
         sessions, records = sessions + len(bad), records + int((~keeps).sum())
-        unknown += int((~np.isin(offsets, partition.events.offsets)).sum())
+        unknown += unfound
     return left, LeftOut(sessions, records, unknown)
+
+
+def offsets_at(events: Events, moments: Collection[Moment]) -> dict[Moment, list[int]]:
+    """Of those moments that a partition has, the offsets of the session's events at that time."""
+    wanted, names = set(moments), {moment.session for moment in moments}
+    numbers = [number for number, name in enumerate(events.sessions) if name in names]
+    found: dict[Moment, list[int]] = {}
+    for at in np.flatnonzero(np.isin(events.session, numbers)).tolist():
+        moment = Moment(events.sessions[events.session[at]], int(events.time_ms[at]))
+        if moment in wanted:
+            found.setdefault(moment, []).append(int(events.offsets[at]))
+    return found
+
+
+def _offsets_of(events: Events, labelled: Collection[int | Moment]) -> tuple[NDArray[np.int64], int]:
+    """The offsets of what is labelled, and how many labels name nothing that is there."""
+    by_offset = {one for one in labelled if isinstance(one, int)}
+    by_moment = [one for one in labelled if isinstance(one, Moment)]
+    found = offsets_at(events, by_moment)
+    there = by_offset & set(events.offsets.tolist()) if by_offset else set()
+    offsets = there.union(*found.values())
+    return np.array(sorted(offsets), np.int64), len(by_offset) - len(there) + len(by_moment) - len(found)
 
 
 def _operations(partition: Partition) -> tuple[NDArray[np.int32], NDArray[np.int32]]:

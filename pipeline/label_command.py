@@ -102,6 +102,7 @@ def label_anomaly(
     made = Label(
         id=text, stream=wanted.stream, label=label, pattern=pattern, by=who(settings),
         at_ms=max(time.time_ns() // 1_000_000, latest + 1), reason=reason,  # their order is that of these times
+        **_where(anomaly, before),
     )  # fmt: skip
     send_one(clients, output_topic(settings, "labels"), encode_label(made), "label")
     counts = Told(told.anomalies, told.labels | {text: made}).counts(wanted.stream)
@@ -114,6 +115,13 @@ def label_anomaly(
         return
     does = "is no anomaly from now on" if label == "normal" else "is an anomaly"
     print(f"Labelled {text} as {label}: what shows pattern {pattern} {does}, once workers reach their next checkpoint.")
+
+
+def _where(anomaly: Json | None, before: Label | None) -> Json:
+    """Session and time of what is labelled, as far as the anomaly or an earlier label still says."""
+    if anomaly is not None:
+        return {key: anomaly.get(key) for key in ("session", "time_ms")}
+    return {} if before is None else before.model_dump(include={"session", "time_ms"})
 
 
 def read_told(settings: Settings, clients: Clients) -> Told:

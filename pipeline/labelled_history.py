@@ -11,7 +11,7 @@ from pipeline.anomaly_ids import AnomalyId
 from pipeline.clients import Clients
 from pipeline.errors import UsageError
 from pipeline.history import History
-from pipeline.retraining import said_of
+from pipeline.retraining import Said, said_of
 from pipeline.serving import make_parts
 from pipeline.settings import Settings
 
@@ -19,17 +19,20 @@ from pipeline.settings import Settings
 def without_labelled(
     settings: Settings, clients: Clients, stream: str, history: History, until_ms: int | None = None
 ) -> tuple[History, LeftOut]:
-    """What teaches, by what people had said until then, by Kafka's clock.
-
-    Of a repartitioned stream nothing is left out: ids name the internal topic's offsets, but the source is read.
-    """
+    """What teaches, by what people had said until then, by Kafka's clock."""
     said = said_of(settings, clients, stream, until_ms)
-    anomalies = anomalies_of(said, settings.stream(stream).topic, history.places)
+    section = settings.stream(stream)
+    anomalies: Sequence[set[Any]]
+    if section.is_repartitioned:  # ids name the internal topic's offsets, but the source was read
+        moments = {one.moment for one in said.values() if one.is_anomaly and one.moment is not None}
+        anomalies = [moments for _ in history.places]
+    else:
+        anomalies = anomalies_of(said, section.topic, history.places)
     events, left_out = leave_out(history.events, anomalies, make_parts(settings, stream, None))
     return replace(history, events=events), left_out
 
 
-def anomalies_of(said: Mapping[str, bool], topic: str, places: Sequence[Any]) -> list[set[int]]:
+def anomalies_of(said: Mapping[str, Said], topic: str, places: Sequence[Any]) -> list[set[int]]:
     """Offsets that were called anomalies, by partition, in the order of `places`.
 
     Where a topic was made anew under its name, only ids of the latest one that anything was said of count.
@@ -37,7 +40,7 @@ def anomalies_of(said: Mapping[str, bool], topic: str, places: Sequence[Any]) ->
     Parameters
     ----------
     said
-        Whether each id was called an anomaly; what is no id is passed over.
+        What was said of each id; what is no id is passed over.
     topic
         Whose offsets count.
     """
@@ -45,7 +48,7 @@ def anomalies_of(said: Mapping[str, bool], topic: str, places: Sequence[Any]) ->
     newest = {one.place.partition: one.place.epoch for one in sorted(found, key=lambda one: one.place.epoch)}
     offsets: dict[Any, set[int]] = {}
     for one in found:
-        if said[str(one)] and one.place.epoch == newest[one.place.partition]:
+        if said[str(one)].is_anomaly and one.place.epoch == newest[one.place.partition]:
             offsets.setdefault(one.place.partition, set()).add(one.offset)
     return [offsets.get(place, set()) for place in places]
 

@@ -135,7 +135,7 @@ def _compare(
         look(events, cuts, replace(make_parts(settings, name, of), rate=rate), learned_until)
         for (events, cuts, _), of in zip(history, [of for of in learned if of is not None], strict=True)
     ]
-    labels: Labels = labels_of(settings, clients, name, history[0][2])
+    labels: Labels = labels_of(settings, clients, name, history[0][0], history[0][2])
     comparable = [] if learned[0] is None or learned[1] is None else _comparable(settings, name, *learned)  # type: ignore[arg-type]
     judged = compare(seen[0], seen[1] if len(seen) > 1 else None, rate, labels, comparable)
     if judged is None:

@@ -15,7 +15,9 @@ import orjson
 from confluent_kafka import Message
 
 from detectors.comparison import Labels
+from detectors.labelled_sessions import Moment, offsets_at
 from detectors.retrain_guard import Change, GuardRules, Known, NotYet, Past, Records, Wanted, decide
+from features.events import Events
 from pipeline.clients import Clients
 from pipeline.lineage import who
 from pipeline.retrain_feed import Feed
@@ -168,35 +170,40 @@ def job_of(settings: Settings, stream: str, wanted: Wanted, now_ms: int, seed: i
 
 
 @dataclass(frozen=True)
-class _Label:
+class Said:
+    """What people say of a decision; `moment` is when it was in which session, where the label tells."""
+
     stream: str
     id: str
     is_anomaly: bool
+    moment: Moment | None = None
 
 
-def read_label(message: Message) -> _Label | None:
+def read_label(message: Message) -> Said | None:
     """What a message says of a decision, or None where it says nothing of the kind."""
     body = _body(message)
     stream, identity, label = (body.get(key) for key in ("stream", "id", "label"))
     if not isinstance(stream, str) or not isinstance(identity, str) or label not in {"normal", "anomaly"}:
         return None
-    return _Label(stream, identity, label == "anomaly")
+    session, time_ms = body.get("session"), body.get("time_ms")
+    moment = Moment(session, time_ms) if isinstance(session, str) and isinstance(time_ms, int) else None
+    return Said(stream, identity, label == "anomaly", moment)
 
 
-def said_of(settings: Settings, clients: Clients, stream: str, until_ms: int | None = None) -> dict[str, bool]:
-    """Whether people called each id of a stream an anomaly, where the topic of labels is there; the later word counts.
+def said_of(settings: Settings, clients: Clients, stream: str, until_ms: int | None = None) -> dict[str, Said]:
+    """What people said of each id of a stream, where the topic of labels is there; the later word counts.
 
     Parameters
     ----------
     until_ms
         By Kafka's timestamps; None: all there is. Compaction may have removed what was said before that.
     """
-    topic, found = output_topic(settings, "labels"), dict[str, bool]()
+    topic, found = output_topic(settings, "labels"), dict[str, Said]()
 
     def take(message: Message) -> None:
         label = read_label(message)
         if label is not None and label.stream == stream and (until_ms is None or message.timestamp()[1] <= until_ms):
-            found[label.id] = label.is_anomaly
+            found[label.id] = label
 
     if topic in clients.admin().list_topics(timeout=10).topics:
         feed = Feed(clients, {topic: take}, time.monotonic)
@@ -207,18 +214,35 @@ def said_of(settings: Settings, clients: Clients, stream: str, until_ms: int | N
     return found
 
 
-def labels_of(settings: Settings, clients: Clients, stream: str, places: Sequence[Any]) -> Labels:
+def labels_of(
+    settings: Settings, clients: Clients, stream: str, arrived: Sequence[Events], places: Sequence[Any]
+) -> Labels:
     """What people said of a stream's records and sessions.
 
     Parameters
     ----------
-    places
-        The partition of each part of the history, in its order.
+    arrived, places
+        The parts of the history, and the partition of each.
     """
-    numbers = {str(place): number for number, place in enumerate(places)}
+    said = [(kind, label) for label in said_of(settings, clients, stream).values() if (kind := _kind_of(label.id))]
     labels: dict[tuple[int, int, str], bool] = {}
-    for identity, is_anomaly in said_of(settings, clients, stream).items():
-        parts = identity.rsplit("/", 3)  # ... / partition / offset / record
-        if len(parts) == 4 and parts[1] in numbers and parts[2].isdigit() and parts[3] in {"record", "session"}:
-            labels[numbers[parts[1]], int(parts[2]), parts[3]] = is_anomaly
+    if settings.stream(stream).is_repartitioned:  # ids name another topic than the history's
+        moments = {label.moment for _, label in said if label.moment is not None}
+        for number, events in enumerate(arrived):
+            offsets = offsets_at(events, moments)
+            for kind, label in said:
+                at_moment = [] if label.moment is None else offsets.get(label.moment, [])
+                labels |= {(number, offset, kind): label.is_anomaly for offset in at_moment}
+        return labels
+    numbers = {str(place): number for number, place in enumerate(places)}
+    for kind, label in said:
+        _, partition, offset, _ = label.id.rsplit("/", 3)
+        if partition in numbers and offset.isdigit():
+            labels[numbers[partition], int(offset), kind] = label.is_anomaly
     return labels
+
+
+def _kind_of(identity: str) -> str | None:
+    """`record` or `session`; None of what is labelled otherwise, or is no id."""
+    parts = identity.rsplit("/", 3)  # ... / partition / offset / kind
+    return parts[3] if len(parts) == 4 and parts[3] in {"record", "session"} else None

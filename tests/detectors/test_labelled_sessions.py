@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from detectors.history import History, find_sessions
-from detectors.labelled_sessions import LeftOut, leave_out
+from detectors.labelled_sessions import LeftOut, Moment, leave_out, offsets_at
 from detectors.parts import Parts
 from features.events import Events
 from features.sessions import STEP
@@ -59,6 +59,14 @@ def test_the_others_are_left_as_they_were(
     assert sorted(left.offsets.tolist()) == sorted(offset for session in kept for offset in session)
     assert told.sessions == len(before) - len(kept)
     assert told.unknown == len(offsets - {offset for session in before for offset in session})
+    moments = {
+        Moment(events.sessions[events.session[at]], int(events.time_ms[at]))
+        for events in [partition.events for partition in find_sessions([arrived], parts, longest).partitions]
+        for at in np.flatnonzero(np.isin(events.offsets, list(offsets))).tolist()
+    }
+    (fewer,), told_so = leave_out([arrived], [moments], parts, lambda a, p: find_sessions(a, p, longest))
+    assert not moments or set(fewer.offsets.tolist()) <= set(left.offsets.tolist()), "all of that moment goes"
+    assert (told_so.sessions >= told.sessions, told_so.unknown) == (True, 0)
     if longest > 12:  # pieces of a long session are put together again
         assert sessions_of(find_sessions([left], parts)) == kept
 
@@ -98,3 +106,18 @@ def test_without_labels_nothing_is_looked_at(parts: Parts) -> None:
     (same,), told = leave_out([given_events], [set()], parts)
     assert same is given_events
     assert told == LeftOut()
+
+
+@property_test
+@given(drawn=events_of_a_stream.filter(len), others=st.sets(st.tuples(st.sampled_from("abcdef"), st.integers(0, 9))))
+def test_moments_name_offsets(drawn: list[Any], others: set[tuple[str, int]], parts: Parts) -> None:
+    """All of a session at that time; of other times and of strangers nothing."""
+    events = columns(drawn, parts)
+    names, offsets = [events.sessions[number] for number in events.session.tolist()], events.offsets.tolist()
+    came = list(map(Moment, names, events.time_ms.tolist()))
+    expected: dict[Moment, list[int]] = {}
+    for moment, offset in zip(came, offsets, strict=True):
+        expected.setdefault(moment, []).append(offset)
+    assert offsets_at(events, {*came, *(Moment(f"nobody-{name}", at) for name, at in others)}) == expected
+    one = came[len(came) // 2]
+    assert offsets_at(events, [one, Moment(one.session, one.time_ms - 10**12)]) == {one: expected[one]}

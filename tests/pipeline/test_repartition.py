@@ -20,10 +20,13 @@ from features.decode import Decoder
 from pipeline.clients import Clients
 from pipeline.errors import ConfigError, RepartitionError, StalledError
 from pipeline.health import Health
+from pipeline.history import from_topic
+from pipeline.labelled_history import in_words, without_labelled
 from pipeline.metrics import Metrics
 from pipeline.origins import origin_of, with_origin
 from pipeline.repartition import Repartitioner, Route
-from pipeline.serving import make_session_decoder
+from pipeline.retraining import labels_of
+from pipeline.serving import make_decoder, make_session_decoder
 from pipeline.settings import load_settings, parse_settings
 from pipeline.topic_ids import TopicIds
 from tests.kafka import QUIET, Stack, WorkerProcess, by_id, shop_events, wait_until, write_untrained_bundle
@@ -432,3 +435,35 @@ def test_origins_stand_in_headers(headers: Any, origin: Any) -> None:
     record: Any = Record()
     record.headers = headers
     assert origin_of(record) == origin
+
+
+def test_what_is_labelled_teaches_nothing(internal: Internal) -> None:
+    """Ids name copies, but the source is read: session and time of a label say what is left out, and what is judged."""
+    settings = load_settings(internal.config_path, {})
+    clients, records = Clients(settings), keyed_otherwise(5, 300)
+    internal.configure(stream={"session": SESSION | {"repartition": True}, "promise": {"false_alarm_rate": 0.5}})
+    internal.produce(records, source_of(internal))
+    with WorkerProcess(internal):
+        wait_until_all_is_scored(internal, len(records))
+        told = by_id(internal.read_json("anomalies"), ignore=["detected_ms"]).values()
+    of_record = next(one for one in told if one["type"] == "record")
+    of_session = next(one for one in told if one["type"] == "session" and one["session"] != of_record["session"])
+    for one in (of_record, of_session):
+        internal.run("label", one["id"], "--anomaly")
+    history = from_topic(
+        clients, settings.stream("orders"), make_decoder(settings, "orders"), None, None, lambda _n, _total: None
+    )
+    left, left_out = without_labelled(settings, clients, "orders", history)
+    assert (left_out.sessions, left_out.unknown) == (2, 0)
+    (before,), (after,) = history.events, left.events
+    gone = set(before.offsets.tolist()) - set(after.offsets.tolist())
+    assert len(gone) == left_out.records >= 2
+    names = dict(zip(before.offsets.tolist(), (before.sessions[n] for n in before.session.tolist()), strict=True))
+    assert {names[offset] for offset in gone} == {of_record["session"], of_session["session"]}
+    labels = labels_of(settings, clients, "orders", history.events, history.places)
+    assert {(names[offset], kind) for _, offset, kind in labels} == {
+        (of_record["session"], "record"), (of_session["session"], "session")
+    }  # fmt: skip
+    assert all(labels.values())
+    done = internal.run("train", "-s", "orders", "--from-topic", "--json")
+    assert in_words(left_out) in " ".join(done.stderr.split())

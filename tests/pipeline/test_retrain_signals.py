@@ -197,7 +197,7 @@ def test_quiet_hours_are_hours() -> None:
 def test_labels_name_records_and_sessions(stack: Stack) -> None:
     """By the ids of decisions, the later word; without the topic there are none."""
     settings = load_settings(stack.config_path, {})
-    assert labels_of(settings, Clients(settings), "orders", [0, 2]) == {}
+    assert labels_of(settings, Clients(settings), "orders", [], [0, 2]) == {}
     place = f"orders/{stack.source}"
     said = [
         (f"{place}/2/17/record", "normal"), (f"{place}/2/17/record", "anomaly"), (f"{place}/0/5/session", "normal"),
@@ -208,7 +208,7 @@ def test_labels_name_records_and_sessions(stack: Stack) -> None:
     topic = f"{stack.name}.labels"
     create_topics(Clients(settings).admin(), settings, [Topic(topic, "output", 1)])
     stack.produce([(b"k", json.dumps(m).encode()) for m in [*messages, other]], topic)
-    found = labels_of(settings, Clients(settings), "orders", [0, 2])
+    found = labels_of(settings, Clients(settings), "orders", [], [0, 2])
     assert found == {(1, 17, "record"): True, (0, 5, "session"): False}
 
 
