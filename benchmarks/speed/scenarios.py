@@ -63,15 +63,15 @@ def _sized(
 SPEED = {
     "speed-whole-path": Speed(
         "whole path: producer, broker, one worker, checkpoints, outputs",
-        _sized(whole_path.run, (20_000, 500, 1), (2_000_000, 100_000, 3)),
+        _sized(whole_path.run, (20_000, 500, 1), (2_000_000, 100_000, 5)),
     ),
     "speed-checkpoint": Speed(
         "checkpoint: what saving costs, and what exactly_once does",
-        _sized(checkpoint.run, (_UNDER_WAY, 500, 1), (1_000_000, 100_000, 3)),
+        _sized(checkpoint.run, (_UNDER_WAY, 500, 1), (1_000_000, 100_000, 5)),
     ),
     "speed-loads": Speed(
         "loads: more fields, and a million sessions of which few are in memory",
-        _sized(loads.run, (_UNDER_WAY, 500, 1), (1_000_000, 100_000, 3)),
+        _sized(loads.run, (_UNDER_WAY, 500, 1), (1_000_000, 100_000, 5)),
     ),
     "speed-observability": Speed(
         "observability: what metrics and traces cost",
