@@ -5,12 +5,12 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Callable, Iterable
-from dataclasses import replace
 from itertools import pairwise
 from typing import Any
 
 import pytest
 from confluent_kafka import Message
+from msgspec.structs import replace as with_
 
 from detectors.incident_report import Report
 from detectors.incident_state import IncidentState, Notice
@@ -144,12 +144,13 @@ def test_a_flood_is_one_incident(second: Stack) -> None:
     """A million anomalies a minute, of as many sessions: one incident, told a few times; no more memory is taken."""
     second.configure(incidents={"together": "5s", "quiet": "60s"})
     began_ms, count = now_ms(), 50_000
-    send(second, burst(began_ms, 1, 30))
     with WorkerProcess(second) as worker:
-        wait_until(lambda: told(second), "an incident", 30)
+        worker.wait_ready(second.partitions)
+        send(second, burst(began_ms, 1, 30))
+        wait_until(lambda: told(second), "an incident", 20)
         before = memory_of(worker.process.pid)
         flood = enumerate(burst(began_ms, 1_000, count))
-        send(second, (replace(n, time_ms=began_ms + 300 + i * 60 // 1_000) for i, n in flood))
+        send(second, (with_(n, time_ms=began_ms + 300 + i * 60 // 1_000) for i, n in flood))
         counted = f'offbeat_notices_total{{outcome="counted"}} {count + 30}.0'
         wait_until(lambda: counted in worker.metrics(), "all of the flood", 120)
         grown = memory_of(worker.process.pid) - before
