@@ -17,7 +17,7 @@ Find = Callable[[list[Events], Parts], History]
 
 
 class Moment(NamedTuple):
-    """A time in a session, by its name: of a record, or of a session's last one."""
+    """A time in a session, by its name: a record's, or the latest of a session."""
 
     session: str
     time_ms: int

@@ -79,7 +79,8 @@ def traces(
         What the changelog holds of the session, all partitions.
     """
     source, changelog = settings.stream(control.stream).topic, changelog_topic(settings, control.stream)
-    naming = [what for what in OUTPUTS if what != "labels"]  # which name anomalies
+    labels_name_it = settings.stream(control.stream).is_repartitioned  # others name anomalies alone
+    naming = [what for what in OUTPUTS if what != "labels" or labels_name_it]
     kept = {"source": source} | {what: output_topic(settings, what) for what in naming}
     if settings.incidents.enabled:
         kept |= {"incident-feed": settings.incident_feed, "incident-state": settings.incident_state}

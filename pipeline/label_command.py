@@ -102,7 +102,7 @@ def label_anomaly(
     made = Label(
         id=text, stream=wanted.stream, label=label, pattern=pattern, by=who(settings),
         at_ms=max(time.time_ns() // 1_000_000, latest + 1), reason=reason,  # their order is that of these times
-        **_where(anomaly, before),
+        **(_where(anomaly, before) if settings.stream(wanted.stream).is_repartitioned else {}),
     )  # fmt: skip
     send_one(clients, output_topic(settings, "labels"), encode_label(made), "label")
     counts = Told(told.anomalies, told.labels | {text: made}).counts(wanted.stream)
@@ -118,7 +118,7 @@ def label_anomaly(
 
 
 def _where(anomaly: Json | None, before: Label | None) -> Json:
-    """Session and time of what is labelled, as far as the anomaly or an earlier label still says."""
+    """Session and time of what is labelled, as far as the anomaly or an earlier label says; kept only where needed."""
     if anomaly is not None:
         return {key: anomaly.get(key) for key in ("session", "time_ms")}
     return {} if before is None else before.model_dump(include={"session", "time_ms"})

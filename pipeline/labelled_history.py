@@ -11,7 +11,7 @@ from pipeline.anomaly_ids import AnomalyId
 from pipeline.clients import Clients
 from pipeline.errors import UsageError
 from pipeline.history import History
-from pipeline.retraining import Said, said_of
+from pipeline.retraining import TopicLabel, said_of
 from pipeline.serving import make_parts
 from pipeline.settings import Settings
 
@@ -24,15 +24,15 @@ def without_labelled(
     section = settings.stream(stream)
     anomalies: Sequence[set[Any]]
     if section.is_repartitioned:  # ids name the internal topic's offsets, but the source was read
-        moments = {one.moment for one in said.values() if one.is_anomaly and one.moment is not None}
-        anomalies = [moments for _ in history.places]
+        moments = [one.moment for one in said.values() if one.is_anomaly]
+        anomalies, nowhere = [set(moments) - {None} for _ in history.places], moments.count(None)
     else:
-        anomalies = anomalies_of(said, section.topic, history.places)
+        anomalies, nowhere = anomalies_of(said, section.topic, history.places), 0
     events, left_out = leave_out(history.events, anomalies, make_parts(settings, stream, None))
-    return replace(history, events=events), left_out
+    return replace(history, events=events), left_out._replace(unknown=left_out.unknown + nowhere)
 
 
-def anomalies_of(said: Mapping[str, Said], topic: str, places: Sequence[Any]) -> list[set[int]]:
+def anomalies_of(said: Mapping[str, TopicLabel], topic: str, places: Sequence[Any]) -> list[set[int]]:
     """Offsets that were called anomalies, by partition, in the order of `places`.
 
     Where a topic was made anew under its name, only ids of the latest one that anything was said of count.

@@ -10,6 +10,7 @@ _ANSWER_S, _PAUSE_S = 10.0, 0.1
 _LEADER_S = 10.0
 _NEWS_S = 2.0  # until the news of a partition has come round; whoever asks of one that was deleted waits as long
 _PATIENCE_S = {
+    KafkaError.UNKNOWN_TOPIC_OR_PART: _NEWS_S,
     KafkaError.NOT_LEADER_FOR_PARTITION: _LEADER_S,
     KafkaError.LEADER_NOT_AVAILABLE: _LEADER_S,
     KafkaError._UNKNOWN_PARTITION: _NEWS_S,  # noqa: SLF001 (it is public; librdkafka's own codes are named so)

@@ -213,7 +213,7 @@ class Partition:
             while not self.closed:
                 slice_ = await self._next_slice()
                 await self._heartbeat()
-                if self._promoted is not None and await self._may_take_it():
+                if self._promoted is not None and await self._may_take_it(slice_):
                     await self._whenever_whole(self._apply_promotion)
                 if slice_ is not None:
                     await self._whenever_whole(partial(self._score, slice_))
@@ -516,6 +516,11 @@ class Partition:
         self.context.metrics.forget_fields(self.context.name, self.place.partition)
 
     @property
+    def _has_nothing(self) -> bool:
+        """Whether no slice waits and none is on its way here."""
+        return self.slices.empty() and self.in_transit == 0
+
+    @property
     def has_room(self) -> bool:
         """Whether another slice may be fetched: so one that is behind does not hold up the others."""
         return self.slices.qsize() + self.in_transit < _QUEUED_SLICES
@@ -579,11 +584,11 @@ class Partition:
         """Another bundle serves; it will here, between two slices."""
         self._promoted = served
 
-    async def _may_take_it(self) -> bool:
+    async def _may_take_it(self, in_hand: Slice | None) -> bool:
         """Whether all that a predecessor may have judged has been judged again; markers are offsets without records."""
         if self.state.next_offset >= self._promoted_from:
             return True
-        return self.slices.empty() and self.in_transit == 0 and await self._worker.read_to_end()
+        return in_hand is None and self._has_nothing and await self._worker.read_to_end() and self._has_nothing
 
     async def _apply_promotion(self) -> None:
         """Judge by another bundle, once a checkpoint has saved all that the one before judged, and says so.
@@ -629,7 +634,7 @@ class Partition:
 
         It moves no further than that takes, so records newer than all before still open sessions.
         """
-        if not await self._worker.read_to_end() or not self.slices.empty():
+        if not await self._worker.read_to_end() or not self._has_nothing:
             self._quiet_since = self.context.monotonic()
             return
         moved_ms = max(self._idle_ms(), self._moved_ms)

@@ -170,7 +170,7 @@ def job_of(settings: Settings, stream: str, wanted: Wanted, now_ms: int, seed: i
 
 
 @dataclass(frozen=True)
-class Said:
+class TopicLabel:
     """What people say of a decision; `moment` is when it was in which session, where the label tells."""
 
     stream: str
@@ -179,7 +179,7 @@ class Said:
     moment: Moment | None = None
 
 
-def read_label(message: Message) -> Said | None:
+def read_label(message: Message) -> TopicLabel | None:
     """What a message says of a decision, or None where it says nothing of the kind."""
     body = _body(message)
     stream, identity, label = (body.get(key) for key in ("stream", "id", "label"))
@@ -187,10 +187,10 @@ def read_label(message: Message) -> Said | None:
         return None
     session, time_ms = body.get("session"), body.get("time_ms")
     moment = Moment(session, time_ms) if isinstance(session, str) and isinstance(time_ms, int) else None
-    return Said(stream, identity, label == "anomaly", moment)
+    return TopicLabel(stream, identity, label == "anomaly", moment)
 
 
-def said_of(settings: Settings, clients: Clients, stream: str, until_ms: int | None = None) -> dict[str, Said]:
+def said_of(settings: Settings, clients: Clients, stream: str, until_ms: int | None = None) -> dict[str, TopicLabel]:
     """What people said of each id of a stream, where the topic of labels is there; the later word counts.
 
     Parameters
@@ -198,7 +198,7 @@ def said_of(settings: Settings, clients: Clients, stream: str, until_ms: int | N
     until_ms
         By Kafka's timestamps; None: all there is. Compaction may have removed what was said before that.
     """
-    topic, found = output_topic(settings, "labels"), dict[str, Said]()
+    topic, found = output_topic(settings, "labels"), dict[str, TopicLabel]()
 
     def take(message: Message) -> None:
         label = read_label(message)
@@ -223,23 +223,36 @@ def labels_of(
     ----------
     arrived, places
         The parts of the history, and the partition of each.
+
+    Returns
+    -------
+    labels
+        Of a repartitioned stream those of records alone: where its sessions end by order is not known here.
     """
     said = [(kind, label) for label in said_of(settings, clients, stream).values() if (kind := _kind_of(label.id))]
-    labels: dict[tuple[int, int, str], bool] = {}
     if settings.stream(stream).is_repartitioned:  # ids name another topic than the history's
-        moments = {label.moment for _, label in said if label.moment is not None}
-        for number, events in enumerate(arrived):
-            offsets = offsets_at(events, moments)
-            for kind, label in said:
-                at_moment = [] if label.moment is None else offsets.get(label.moment, [])
-                labels |= {(number, offset, kind): label.is_anomaly for offset in at_moment}
-        return labels
+        return labels_at(arrived, [label for kind, label in said if kind == "record"])
+    labels: dict[tuple[int, int, str], bool] = {}
     numbers = {str(place): number for number, place in enumerate(places)}
     for kind, label in said:
         _, partition, offset, _ = label.id.rsplit("/", 3)
         if partition in numbers and offset.isdigit():
             labels[numbers[partition], int(offset), kind] = label.is_anomaly
     return labels
+
+
+def labels_at(arrived: Sequence[Events], said: Sequence[TopicLabel]) -> Labels:
+    """Labels of records that are alone at their moment; which of several was meant is not known."""
+    at_moment: dict[Moment, list[TopicLabel]] = {}
+    for label in said:
+        if label.moment is not None:
+            at_moment.setdefault(label.moment, []).append(label)
+    return {
+        (number, offsets[0], "record"): at_moment[moment][0].is_anomaly
+        for number, events in enumerate(arrived)
+        for moment, offsets in offsets_at(events, at_moment).items()
+        if len(offsets) == len(at_moment[moment]) == 1
+    }
 
 
 def _kind_of(identity: str) -> str | None:

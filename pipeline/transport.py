@@ -119,6 +119,20 @@ class _ReadOffsets(dict[TP, int | None]):
             self[tp] = offset
 
 
+def slices_of(
+    records: Mapping[TP, Sequence[Any]], opened: Mapping[TP, Partition], fetched_at: float,
+    highwater: Callable[[TP], int | None],
+) -> dict[str, list[tuple[Partition, Slice]]]:  # fmt: skip
+    """By topic, what was fetched for partitions that are open still; each counts as in transit from here on."""
+    by_topic: dict[str, list[tuple[Partition, Slice]]] = {}
+    for tp, batch in records.items():
+        partition = opened.get(tp)
+        if partition is not None and not partition.closed and batch:
+            partition.in_transit += 1
+            by_topic.setdefault(tp.topic, []).append((partition, Slice(list(batch), fetched_at, highwater(tp))))
+    return by_topic
+
+
 class SliceConsumer(driver.Consumer):
     """Hands out slices of opened partitions."""
 
@@ -253,30 +267,15 @@ class SliceConsumer(driver.Consumer):
             except NoOffsetForPartitionError:  # of one that was assigned and not yet opened: opening seeks
                 await asyncio.sleep(_AFTER_A_FAULT_S)
                 return
-        for slices in self._slices_of(records or {}, opened).values():
-            if not self.flow_active:
+        for slices in slices_of(records or {}, opened, time.monotonic(), self.highwater).values():
+            if not self.flow_active:  # all partitions are about to be closed
                 return
-            for partition, _ in slices:
-                partition.in_transit += 1
             first = slices[0][1].records[0]
             tp = TP(first.topic, first.partition)
             yield tp, ConsumerMessage(
                 first.topic, first.partition, first.offset, first.timestamp / 1000, first.timestamp_type, [], None,
                 slices, None, 0, 0, tp, generation_id=self.app.consumer_generation_id,
             )  # fmt: skip
-
-    def _slices_of(
-        self, records: Mapping[TP, Sequence[Any]], opened: Mapping[TP, Partition]
-    ) -> dict[str, list[tuple[Partition, Slice]]]:
-        """By topic, what was fetched for partitions that are open still, each with its partition."""
-        fetched_at = time.monotonic()
-        by_topic: dict[str, list[tuple[Partition, Slice]]] = {}
-        for tp, batch in records.items():
-            partition = opened.get(tp)
-            if partition is not None and not partition.closed and batch:
-                slice_ = Slice(list(batch), fetched_at, self.highwater(tp))
-                by_topic.setdefault(tp.topic, []).append((partition, slice_))
-        return by_topic
 
     def ack(self, message: ConsumerMessage) -> bool:
         """Release the message; committing is the checkpoint's."""

@@ -563,10 +563,10 @@ class Label(_Message):
     at_ms: int = Field(ge=0, description="When, by the clock of who said it.")
     reason: str | None = Field(description="Why, in their words.")
     session: str | None = Field(
-        default=None, description="The anomaly's session and its time say what is meant where a training reads another "
-        "topic than ids name: of a stream that is repartitioned. Null in labels without, which it passes over then.",
+        default=None, description="The anomaly's, where the stream is repartitioned: its trainings read another topic "
+        "than ids name, and find by session and time what is meant. Else null.",
     )  # fmt: skip
-    time_ms: TimeMs | None = Field(default=None, description="The anomaly's.")
+    time_ms: TimeMs | None = Field(default=None, description="The anomaly's, where `session` is told.")
 
 
 Digest = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]

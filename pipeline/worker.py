@@ -80,8 +80,8 @@ def run_worker(
             broker=settings.broker.servers,
             metrics=f"{settings.http.scheme}://{settings.http.host}:{pages.port}",
         )
-        gc.collect()
         gc.freeze()  # what was imported stays for good; not looking at it again is worth a fifth of the speed
+        gc.enable()
         guard = LoopGuard(health)
         guard.start()
         try:

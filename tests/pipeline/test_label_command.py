@@ -80,11 +80,7 @@ def test_a_label_silences_its_pattern_and_another_brings_it_back(stack: Stack) -
     listed = json.loads(stack.run("labels", "list", "--json").stdout)
     assert {label["id"]: label["label"] for label in listed["labels"]} == {first: "anomaly", other: "anomaly"}
     assert listed["precision"] == {"orders": 1.0}
-    wheres = {label["id"]: (label["session"], label["time_ms"]) for label in listed["labels"]}
-    assert wheres == {i: (one["session"], one["time_ms"]) for i, one in anomalies(stack).items() if i in wheres}
-    assert json.loads(stack.run("labels", "queue", "--stream", "orders", "--json").stdout) == [
-        one for one in json.loads(stack.run("labels", "queue", "--json").stdout)
-    ]  # fmt: skip
+    assert {label["session"] for label in listed["labels"]} == {None}, "only of repartitioned streams"
 
 
 def test_what_cannot_be_labelled_is_said(stack: Stack) -> None:

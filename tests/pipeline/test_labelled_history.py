@@ -11,7 +11,7 @@ from detectors.labelled_sessions import LeftOut
 from pipeline.clients import Clients
 from pipeline.history import from_topic
 from pipeline.labelled_history import anomalies_of, in_words, without_labelled
-from pipeline.retraining import Said
+from pipeline.retraining import TopicLabel
 from pipeline.serving import make_decoder
 from pipeline.settings import load_settings
 from pipeline.topics import Topic, create_topics
@@ -34,7 +34,7 @@ PLACES = (0, 2)
 )  # fmt: skip
 def test_ids_name_offsets(said: dict[str, bool], found: list[set[int]]) -> None:
     """Of records, sessions and windows; of the topic as it is now; of partitions of the history; and of nobody else."""
-    labels = {identity: Said("o", identity, is_anomaly) for identity, is_anomaly in said.items()}
+    labels = {identity: TopicLabel("o", identity, is_anomaly) for identity, is_anomaly in said.items()}
     assert anomalies_of(labels, "t", PLACES) == found
 
 

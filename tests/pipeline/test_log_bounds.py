@@ -34,7 +34,10 @@ def asked(consumer: Any) -> tuple[int, int]:
 
 def test_a_leader_is_waited_for() -> None:
     """A topic made just now is asked about again."""
-    consumer = Answering(KafkaError.NOT_LEADER_FOR_PARTITION, KafkaError.LEADER_NOT_AVAILABLE)
+    consumer = Answering(
+        KafkaError._UNKNOWN_PARTITION, KafkaError.UNKNOWN_TOPIC_OR_PART, KafkaError.NOT_LEADER_FOR_PARTITION,
+        KafkaError.LEADER_NOT_AVAILABLE,
+    )  # fmt: skip
     assert asked(consumer) == (5, 9)
     assert consumer.codes == []
 
@@ -48,10 +51,13 @@ def test_other_refusals_are_told_at_once() -> None:
 
 
 def test_a_partition_that_stays_without_leader(monkeypatch: pytest.MonkeyPatch) -> None:
-    """It is told in the end."""
-    monkeypatch.setitem(module._PATIENCE_S, KafkaError.NOT_LEADER_FOR_PARTITION, 0.3)
-    with pytest.raises(KafkaException, match=r"[Ll]eader"):
-        asked(Answering(*[KafkaError.NOT_LEADER_FOR_PARTITION] * 100))
+    """It is told in the end, and so is one that is not there."""
+    for code in (KafkaError.NOT_LEADER_FOR_PARTITION, KafkaError._UNKNOWN_PARTITION):
+        monkeypatch.setitem(module._PATIENCE_S, code, 0.3)
+        consumer = Answering(*[code] * 100)
+        with pytest.raises(KafkaException):
+            asked(consumer)
+        assert 90 < len(consumer.codes) < 100
 
 
 def test_topics_made_just_now(kafka_address: str, tmp_path: Path) -> None:

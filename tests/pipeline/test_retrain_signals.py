@@ -10,11 +10,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from detectors.labelled_sessions import Moment
 from detectors.retrain_guard import Change, Known, NotYet, Past
+from features.decode import Decoder
 from pipeline.clients import Clients
 from pipeline.errors import ConfigError
+from pipeline.outputs import Place
 from pipeline.retrain_log import RetrainLog, encode, end_of, parse
-from pipeline.retraining import Signals, ask, labels_of
+from pipeline.retraining import Signals, TopicLabel, ask, labels_at, labels_of
+from pipeline.score import Line
 from pipeline.sentences import sentence_of
 from pipeline.settings import Settings, load_settings, parse_settings
 from pipeline.topics import Topic, create_topics
@@ -210,6 +214,24 @@ def test_labels_name_records_and_sessions(stack: Stack) -> None:
     stack.produce([(b"k", json.dumps(m).encode()) for m in [*messages, other]], topic)
     found = labels_of(settings, Clients(settings), "orders", [], [0, 2])
     assert found == {(1, 17, "record"): True, (0, 5, "session"): False}
+
+
+def test_only_records_alone_at_their_moment_are_named() -> None:
+    """Of two at one time it is not known which was meant, nor of two labels which is of it."""
+    came = [("a", 1), ("a", 2), ("a", 2), ("b", 2), ("b", 3)]
+    records = [
+        Line(n, Place("t", 0), 10 * n, 0, None, json.dumps({"session": session, "ts": 10**12 + at}).encode())
+        for n, (session, at) in enumerate(came)
+    ]
+    events = Decoder("session", "ts", [], {}).decode(records, check_key=False)
+    moments = [("a", 1, True), ("a", 2, True), ("b", 2, False), ("b", 3, True), ("b", 3, False), ("c", 1, True)]
+    said = [
+        TopicLabel("orders", f"id {n}", is_anomaly, Moment(session, 10**12 + at))
+        for n, (session, at, is_anomaly) in enumerate(moments)
+    ]
+    untold = TopicLabel("orders", "id", is_anomaly=True)
+    nothing = events.take([])
+    assert labels_at([nothing, events], [*said, untold]) == {(1, 0, "record"): True, (1, 30, "record"): False}
 
 
 def test_known_says_what_became_of_jobs() -> None:

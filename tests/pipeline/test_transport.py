@@ -8,6 +8,7 @@ import json
 import subprocess
 import sys
 import textwrap
+from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 
@@ -17,6 +18,7 @@ import pytest
 from aiokafka.consumer.group_coordinator import GroupCoordinator
 from faust.tables.recovery import Recovery
 from faust.transport.drivers import aiokafka as driver
+from faust.types import TP
 
 from pipeline import transport
 from tests.kafka import Stack, as_records, shop_events
@@ -138,6 +140,26 @@ HOLDING_BACK = textwrap.dedent(
         worker.execute_from_commandline()
     """
 )
+
+
+@dataclass
+class Opened:
+    """As much of a partition as a fetch touches."""
+
+    closed: bool = False
+    in_transit: int = 0
+
+
+def test_slices_of_a_fetch() -> None:
+    """By topic, of partitions that are open still and have records; only these are on their way."""
+    a0, a1, a2, b0 = Opened(), Opened(closed=True), Opened(), Opened()
+    opened = {TP("a", 0): a0, TP("a", 1): a1, TP("a", 2): a2, TP("b", 0): b0}
+    records = {TP("a", 0): [1, 2], TP("b", 0): [3], TP("a", 1): [4], TP("a", 2): [5], TP("c", 0): [6]}
+    records |= {TP("b", 1): []}
+    found = transport.slices_of(records, opened, 7.0, lambda tp: 10 * tp.partition)  # type: ignore[arg-type]
+    told = {topic: [(one, s.records, s.fetched_at, s.highwater) for one, s in of] for topic, of in found.items()}
+    assert told == {"a": [(a0, [1, 2], 7.0, 0), (a2, [5], 7.0, 20)], "b": [(b0, [3], 7.0, 0)]}
+    assert [one.in_transit for one in (a0, a1, a2, b0)] == [1, 0, 1, 1]
 
 
 def test_slices_nobody_takes_are_held_back(kafka_address: str, tmp_path: Path) -> None:
