@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import random
 import tempfile
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from itertools import islice
 from pathlib import Path
@@ -39,14 +39,17 @@ class _Load:
     stream: dict[str, Any] = field(default_factory=dict)
 
 
-def run(records: int, sessions: int, repeats: int, screen: Console) -> dict[str, Any]:
-    """Measure each load `repeats` times; many sessions are ten times `sessions`, and few a hundredth of them."""
+def run(
+    records: int, sessions: int, repeats: int, screen: Console, names: Sequence[str] = ()
+) -> dict[str, Any]:  # fmt: skip
+    """Measure each load, or those named, `repeats` times; many sessions are ten times `sessions`, few a hundredth."""
     fields = {name: _FIELDS.section[name] for name in ("tokens", "numbers")}
     loads = {
         "1 token": _Load("usual"), "3 tokens, 3 numbers": _Load("fields", stream=fields),
         "few sessions": _Load("few"), "many sessions": _Load("many"), "many sessions, uniform keys": _Load("uniform"),
         "many sessions, few in memory": _Load("many", hot_sessions=round(_HOT_SHARE * 10 * sessions)),
     }  # fmt: skip
+    loads = {name: load for name, load in loads.items() if not names or name in names}
     topics: dict[str, Callable[[], Iterable[tuple[bytes, bytes]]]] = {
         "usual": lambda: zipf_events(1, records, sessions), "fields": lambda: _with_fields(records, sessions),
         "few": lambda: zipf_events(1, records, max(1, sessions // 100)),
@@ -67,6 +70,11 @@ def run(records: int, sessions: int, repeats: int, screen: Console) -> dict[str,
     return {
         "benchmark": "loads", "records": records, "sessions": sessions,
         "runs": {name: [asdict(one) for one in of_load] for name, of_load in runs.items()},
+    } | ({} if names else _ratios(runs))  # fmt: skip
+
+
+def _ratios(runs: dict[str, list[Steady]]) -> dict[str, float]:
+    return {
         "fields_ratio": _rate(runs["3 tokens, 3 numbers"]) / _rate(runs["1 token"]),
         "few_in_memory_ratio": _rate(runs["many sessions, few in memory"]) / _rate(runs["many sessions"]),
         "few_in_memory_goal": 0.5,

@@ -54,6 +54,13 @@ def _templates(smoke: bool, screen: Console) -> Results:
     return [templates.run(screen, systems=systems), template_quality.run(screen, systems)]
 
 
+def _loads(smoke: bool, screen: Console) -> Results:
+    if smoke:
+        names = ("3 tokens, 3 numbers", "few sessions")
+        return [loads.run(_UNDER_WAY, 500, 1, screen, names)]
+    return [loads.run(1_000_000, 100_000, 5, screen)]
+
+
 def _sized(
     benchmark: Callable[..., dict[str, Any]], few: Sequence[float], many: Sequence[float]
 ) -> Callable[[bool, Console], Results]:
@@ -71,7 +78,7 @@ SPEED = {
     ),
     "speed-loads": Speed(
         "loads: more fields, and a million sessions of which few are in memory",
-        _sized(loads.run, (_UNDER_WAY, 500, 1), (1_000_000, 100_000, 5)),
+        _loads,
     ),
     "speed-observability": Speed(
         "observability: what metrics and traces cost",

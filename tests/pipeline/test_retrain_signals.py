@@ -6,6 +6,7 @@ import json
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -230,7 +231,7 @@ def test_only_records_alone_at_their_moment_are_named() -> None:
         for n, (session, at, is_anomaly) in enumerate(moments)
     ]
     untold = TopicLabel("orders", "id", is_anomaly=True)
-    nothing = events.take([])
+    nothing = events.take(np.array([], np.intp))
     assert labels_at([nothing, events], [*said, untold]) == {(1, 0, "record"): True, (1, 30, "record"): False}
 
 

@@ -200,7 +200,7 @@ def test_a_killed_trainer_changes_nothing(shop: Stack) -> None:
     two = by_hand(shop, *span, "--reason", "once more")
     saved = shop.folder / "bundles" / "orders" / ".retraining" / "model.safetensors"
     with trainer(shop, "killed") as killed:
-        wait_until(saved.exists, "an epoch", 60)
+        wait_until(saved.exists, "an epoch", 120)
         (child,) = children(killed.process)
         killed.end(signal.SIGKILL)
     wait_until(lambda: not Path(f"/proc/{child}").exists(), "its process to end", 10)
