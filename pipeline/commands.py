@@ -110,7 +110,7 @@ def train_stream(
     for reason, number in history.rejected.items():
         screen.print(f"left out {number:,} records: {reason}", style="yellow")
     share = stream.model.contamination if contamination is None else contamination
-    options = TrainingOptions(seed=seed, contamination=share)
+    options = TrainingOptions(seed=seed, contamination=share, max_epochs=stream.model.max_epochs)
     origin = f"topic {stream.topic}" if source is None else f"file {source.name}"
     digest, learned = learn_bundle(settings, registry, history, options, source=origin, why=why, resumes=resumes)
     serves = promoted or registry.serving_if_known() is None

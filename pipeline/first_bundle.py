@@ -47,7 +47,7 @@ def train_first(settings: Settings, name: str) -> dict[str, Any]:
         pass
 
     stream, registry, clients = settings.stream(name), Registry(settings, name), Clients(settings)
-    options = TrainingOptions(contamination=stream.model.contamination)
+    options = TrainingOptions(contamination=stream.model.contamination, max_epochs=stream.model.max_epochs)
     reason = "the first, by offbeat worker --auto-train"
     history = from_topic(clients, stream, make_decoder(settings, name), None, None, quietly)
     taught, cuts = zip(*map(without_end, history.events), strict=True)

@@ -107,7 +107,8 @@ def _made_before(registry: Registry, job: RetrainJob) -> str | None:
 
 def _train(settings: Settings, registry: Registry, taught: History, job: RetrainJob) -> str:
     stream = settings.stream(job.stream)
-    options = TrainingOptions(seed=job.seed, contamination=stream.model.contamination)
+    model = stream.model
+    options = TrainingOptions(seed=job.seed, contamination=model.contamination, max_epochs=model.max_epochs)
 
     def learn(*, resumes: bool) -> str:
         return learn_bundle(

@@ -183,6 +183,11 @@ class ModelSettings(Section):
         description="Share of the history's sessions that are taken for bad: the strangest ones, which training learns "
         "nothing from. 0 where the history is as it should be: what is left out in vain alarms later.",
     )  # fmt: skip
+    max_epochs: int = Field(
+        200, ge=1, le=10_000,
+        description="Passes over the history at most. Training ends by itself once four have not helped, most often "
+        "long before; a lower bound holds its time down, and may leave the model worse.",
+    )  # fmt: skip
 
     @property
     def cores(self) -> tuple[str, ...]:

@@ -350,6 +350,16 @@ def test_train_then_score(offbeat: Offbeat, files: Stack) -> None:
     assert all(v["status"] == "ok" and v["score"] is not None for v in verdicts)
 
 
+def test_a_training_can_be_bounded(offbeat: Offbeat, files: Stack) -> None:
+    """`model.max_epochs` ends it, however much more would help; the manifest says after how many it was."""
+    change(files, "models_dir", "m")
+    change(files, "streams.*.model.max_epochs", 2)
+    write_events(files.folder / "history.jsonl", 160)
+    digest = json.loads(offbeat("train", "-s", "orders", "--input", "history.jsonl", "--json").out)["digest"]
+    manifest = json.loads((files.folder / "m" / "orders" / digest / "manifest.json").read_text())
+    assert manifest["content"]["training"]["epochs"] == 2
+
+
 # --- score -----------------------------------------------------------------------------------------------------------
 
 
