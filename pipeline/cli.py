@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 import logging
 import os
 import sys
@@ -154,7 +153,6 @@ def worker(
     ] = None,
 ) -> None:  # fmt: skip
     """Score streams: start as many as you like, they share the partitions."""
-    gc.disable()  # looking for garbage among what is imported takes a tenth of a start; the worker enables it
     from pipeline.settings import load_settings
     from pipeline.worker import run_worker
 

@@ -81,7 +81,6 @@ def run_worker(
             metrics=f"{settings.http.scheme}://{settings.http.host}:{pages.port}",
         )
         gc.freeze()  # what was imported stays for good; not looking at it again is worth a fifth of the speed
-        gc.enable()
         guard = LoopGuard(health)
         guard.start()
         try:
