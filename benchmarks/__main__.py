@@ -36,6 +36,7 @@ from benchmarks.speed.scenarios import SPEED, run_speed, write_results
 
 RESULTS = Path(__file__).parent / "results"
 _UNIT_COSTS, _PEERS = "unit-costs", "peers"
+_SMALL = {"hidden": 16, "max_epochs": 6}  # of smoke runs
 _ALONE = {_UNIT_COSTS, _PEERS}
 
 
@@ -93,20 +94,21 @@ def _quality(screen: Console, *, smoke: bool) -> list[dict[str, Any]]:
     results.append(promise.run(100_000, screen, smoke=True) if smoke else promise.run(5_000_000, screen))
     screen.print("hdfs_worker: worker against file, and against labels")
     if hdfs.available():
-        less: dict[str, Any] = {"learn": 1_200, "play": 500, "promise": 0.01} if smoke else {}
+        less: dict[str, Any] = {"learn": 1_200, "play": 500, "promise": 0.1, "model": _SMALL} if smoke else {}
         results.append(hdfs_worker.run(screen, **less))
     else:
         screen.print("  left out: the labelled data (../shared/data/hdfs) is not here")
     screen.print("hdfs_raw: raw lines against given event ids")
     if hdfs_raw.available():
-        fewer: dict[str, Any] = {"blocks": 250, "ways": ["raw"], "promise": 0.1} if smoke else {}
+        fewer: dict[str, Any] = {"blocks": 250, "ways": ["raw"], "promise": 0.1, "model": _SMALL} if smoke else {}
         results.append(hdfs_raw.run(screen, **fewer))
     else:
         screen.print("  left out: the labelled data (../shared/data/hdfs) is not here")
     screen.print("nezha: a microservice system's logs, spans and metrics, and its faults")
     if nezha_data.available():
         first = nezha_data.FIRST_RECORDED_S + 180
-        results.append(nezha.run(screen, streams=["traces"], until_s=first) if smoke else nezha.run(screen))
+        part: dict[str, Any] = {"streams": ["traces"], "until_s": first, "promise": 0.1, "model": _SMALL}
+        results.append(nezha.run(screen, **part if smoke else {}))
         if not smoke:
             results.append(nezha_incidents.run(screen))
     else:

@@ -67,9 +67,6 @@ _SERVER = {
     "share.coordinator.state.topic.min.isr": "1",
     "share.coordinator.state.topic.num.partitions": "4",
     "num.io.threads": "4",
-    # After a SIGKILL the node waits until the session of its former life ends; by default 9 s. A busy machine may
-    # lose five heartbeats before it is taken for dead.
-    "broker.session.timeout.ms": "3000",
     "broker.heartbeat.interval.ms": "500",
     # The cleaner takes its buffer at start; the default is a quarter of our heap. 32 MB hold 1.2 M keys a pass.
     "log.cleaner.dedupe.buffer.size": str(32 * 1024 * 1024),
@@ -416,6 +413,9 @@ class LocalBroker:
             # Static voters: they are read from here at each start, not kept in the log as dynamic ones are, so kept
             # data come up behind another controller port.
             "controller.quorum.voters": f"1@{HOST}:{controller_port}",
+            # So long may heartbeats stay out before the node is taken for dead and refuses new topics; by default 9 s.
+            # After a SIGKILL it waits as long for its former life to end, which is what data are kept for.
+            "broker.session.timeout.ms": "60000" if self.ephemeral else "3000",
         }
         lines = [f"{key}={_escape(value)}\n" for key, value in {**ours, **self._settings}.items()]
         (self.data_dir / "tmp").mkdir(exist_ok=True)  # the codecs' native libraries are unpacked there

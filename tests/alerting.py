@@ -148,8 +148,8 @@ class Alerts(Child):
 
     STARTS, OPENS = "alerts start", "outbox opened"
 
-    def __init__(self, stack: Stack, instance: str = "a0") -> None:
-        super().__init__(stack, instance, ["alerts"], {"HOOK_SECRET": SECRET})
+    def __init__(self, stack: Stack, instance: str = "a0", *, forked: bool = True) -> None:
+        super().__init__(stack, instance, ["alerts"], {"HOOK_SECRET": SECRET}, forked=forked)
 
     def value(self, series: str) -> float:
         """A metric's value; 0 where there is none."""

@@ -26,12 +26,18 @@ from confluent_kafka.admin import AdminClient, NewTopic
 
 from benchmarks.kafka import committed_offsets, new_producer, read_topic
 from pipeline.log_bounds import log_bounds
+from tests.fork_server import Forked, run_command
 
 QUIET = {"log_level": 0}
+MODEL = {"hidden": 16, "context": 6, "max_epochs": 8}  # what is trained is as sensitive as any, and soon there
+# Of brokers that a test kills and starts again: an ephemeral one would wait a minute for its former life to end.
+KILLED_BROKER = {"broker.session.timeout.ms": "3000"}
+# How long tests wait for what must come, in seconds: nothing but a flaw takes as long, even on a machine that is busy.
+PATIENCE_S = 300.0
 COMMAND = [sys.executable, "-P", "-m", "pipeline.cli"]  # -P: a folder with a pipeline/ of its own is not in the way
 
 
-def wait_until(condition: Callable[[], Any], what: str, timeout_s: float = 60.0) -> Any:
+def wait_until(condition: Callable[[], Any], what: str, timeout_s: float = PATIENCE_S) -> Any:
     """Poll until `condition` gives something true, and return that."""
     end = time.monotonic() + timeout_s
     while time.monotonic() < end:
@@ -72,7 +78,7 @@ class Stack:
                 "orders": {
                     "topic": self.source, "start": "earliest", "time": "ts", "tokens": ["action", "status"],
                     "session": {"by": "session", "gap": "5s", "end_when": {"action": "close"}, "max_events": 12},
-                    "model": {"hidden": 16, "context": 6}, "promise": {"false_alarm_rate": 0.1},
+                    "model": MODEL, "promise": {"false_alarm_rate": 0.1},
                 }
                 | (stream or {})
             },
@@ -84,14 +90,11 @@ class Stack:
         """Make the source topic."""
         admin = AdminClient({"bootstrap.servers": self.address, **QUIET})
         topic = NewTopic(self.source, self.partitions, 1, config=config)
-        admin.create_topics([topic])[self.source].result(30)
+        admin.create_topics([topic])[self.source].result(PATIENCE_S)
 
     def run(self, *arguments: str, check: bool = True) -> subprocess.CompletedProcess[str]:
         """Run a command to its end."""
-        done = subprocess.run(
-            [*COMMAND, *arguments, "-c", str(self.config_path)], capture_output=True, text=True, timeout=180,
-            check=False, cwd=self.folder,
-        )  # fmt: skip
+        done = run_command([*arguments, "-c", str(self.config_path)], self.folder)
         assert not check or done.returncode == 0, done.stderr
         return done
 
@@ -155,25 +158,39 @@ class Stack:
             self.wait_until_scored()
             assert worker.stop() == 0
 
-    def wait_until_scored(self, timeout_s: float = 90.0) -> None:
+    def wait_until_scored(self, timeout_s: float = PATIENCE_S) -> None:
         """Wait until a checkpoint covers every record produced so far."""
         ends = self.ends()
         wait_until(lambda: self.committed() == ends, f"offsets {ends}", timeout_s)
 
 
 class Child:
-    """One of Offbeat's processes as a child, its log in a file. STARTS and OPENS are what it logs then."""
+    """One of Offbeat's processes, its log in a file. STARTS and OPENS are what it logs then.
+
+    Parameters
+    ----------
+    forked
+        Not where its memory is measured: what another process has imported counts among what it holds.
+    """
 
     STARTS: ClassVar[str]
     OPENS: ClassVar[str]
+    process: Forked | subprocess.Popen[bytes]
 
-    def __init__(self, stack: Stack, instance: str, command: Sequence[str], environment: Mapping[str, str]) -> None:
+    def __init__(
+        self, stack: Stack, instance: str, command: Sequence[str], environment: Mapping[str, str], *,
+        forked: bool = True,
+    ) -> None:  # fmt: skip
         self.log_path = stack.folder / f"{instance}-{uuid4().hex[:6]}.log"
-        with self.log_path.open("wb") as log:
-            self.process = subprocess.Popen(
-                [*COMMAND, *command, "-c", str(stack.config_path)], stdout=log, stderr=log, cwd=stack.folder,
-                env=os.environ | {"OFFBEAT_INSTANCE": instance} | environment,
-            )  # fmt: skip
+        environ = os.environ | {"OFFBEAT_INSTANCE": instance} | environment
+        words = [*command, "-c", str(stack.config_path)]
+        with self.log_path.open("wb") as log, Path(os.devnull).open() as nothing:
+            if forked:
+                self.process = Forked(words, (nothing.fileno(), log.fileno(), log.fileno()), stack.folder, environ)
+            else:
+                self.process = subprocess.Popen(
+                    [*COMMAND, *words], stdin=nothing, stdout=log, stderr=log, cwd=stack.folder, env=environ
+                )
 
     def log(self) -> list[dict[str, Any]]:
         """Log lines so far; a line that is no JSON (a traceback, say) comes under `raw`."""
@@ -185,7 +202,7 @@ class Child:
                 lines.append({"event": "", "raw": line})
         return lines
 
-    def wait_ready(self, partitions: int, timeout_s: float = 60.0) -> None:
+    def wait_ready(self, partitions: int, timeout_s: float = PATIENCE_S) -> None:
         """Wait until that many partitions have been opened."""
 
         def opened() -> bool:
@@ -206,19 +223,19 @@ class Child:
 
     def page(self, path: str) -> str:
         """One of its pages."""
-        with urllib.request.urlopen(f"http://{self.address}{path}", timeout=10) as page:
+        with urllib.request.urlopen(f"http://{self.address}{path}", timeout=PATIENCE_S) as page:
             return page.read().decode()
 
     def kill(self) -> None:
         """SIGKILL, as kill -9."""
         self.process.kill()
-        self.process.wait(30)
+        self.process.wait(PATIENCE_S)
 
     def stop(self) -> int:
         """SIGTERM; returns the exit code."""
         if self.process.poll() is None:
             self.process.send_signal(signal.SIGTERM)
-        return self.process.wait(60)
+        return self.process.wait(PATIENCE_S)
 
     def __enter__(self) -> Self:
         return self
@@ -233,8 +250,10 @@ class WorkerProcess(Child):
 
     STARTS, OPENS = "worker starts", "partition opened"
 
-    def __init__(self, stack: Stack, instance: str = "w0", options: tuple[str, ...] = ()) -> None:
-        super().__init__(stack, instance, ["worker", *options], {})
+    def __init__(
+        self, stack: Stack, instance: str = "w0", options: tuple[str, ...] = (), *, forked: bool = True
+    ) -> None:  # fmt: skip
+        super().__init__(stack, instance, ["worker", *options], {}, forked=forked)
 
 
 @contextmanager

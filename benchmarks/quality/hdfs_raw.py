@@ -12,9 +12,10 @@ import csv
 import gzip
 import json
 import tempfile
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from itertools import islice
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import yaml
@@ -41,9 +42,10 @@ def available() -> bool:
 
 
 def run(
-    screen: Console, *, blocks: int | None = None, promise: float = 0.01, ways: Sequence[str] = tuple(_WAYS)
-) -> dict[str, Any]:
-    """Train and judge in each way; `blocks` limits their number."""
+    screen: Console, *, blocks: int | None = None, promise: float = 0.01, ways: Sequence[str] = tuple(_WAYS),
+    model: Mapping[str, Any] = MappingProxyType({}),
+) -> dict[str, Any]:  # fmt: skip
+    """Train and judge in each way; `blocks` limits their number, `model` is laid over each way's."""
     from evalkit.sessions import session_metrics
 
     labels = {row["block_id"]: int(row["label"]) for row in islice(table("raw_labels.csv.gz"), blocks)}
@@ -53,7 +55,7 @@ def run(
     for way in ways:
         with tempfile.TemporaryDirectory() as name, LocalBroker(Path(name) / "broker", ephemeral=True) as broker:
             folder = Path(name)
-            _configure(folder, broker.address, _WAYS[way], promise)
+            _configure(folder, broker.address, _with(_WAYS[way], model), promise)
             lines = [line for line in lines_of(way) if line["_key"] in labels]
             for file, chosen in (("train.jsonl", True), ("test.jsonl", False)):
                 _write(folder / file, (line for line in lines if (line["_key"] in training) is chosen))
@@ -70,6 +72,10 @@ def run(
         found |= {f"{way}_examples": examples(differences, decisions, verdicts)}
         screen.print(f"  {way}: F1 {judged['f1']:.3f}, {len(differences)} differences between worker and file")
     return found
+
+
+def _with(section: dict[str, Any], model: Mapping[str, Any]) -> dict[str, Any]:
+    return section | {"model": section.get("model", {}) | dict(model)}
 
 
 def _configure(folder: Path, address: str, section: dict[str, Any], promise: float) -> None:

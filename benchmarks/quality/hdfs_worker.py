@@ -10,8 +10,9 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import yaml
@@ -26,16 +27,17 @@ _COMPARED = ("type", "session", "time_ms", "first_ms", "events", "ended", "score
 
 
 def run(
-    screen: Console, *, learn: int | None = None, play: int | None = None, promise: float = 0.001
-) -> dict[str, Any]:
-    """Train, play, compare and judge; `learn` and `play` limit the numbers of sessions."""
+    screen: Console, *, learn: int | None = None, play: int | None = None, promise: float = 0.001,
+    model: Mapping[str, Any] = MappingProxyType({}),
+) -> dict[str, Any]:  # fmt: skip
+    """Train, play, compare and judge; `learn` and `play` limit the numbers of sessions, `model` is laid over ours."""
     from evalkit.data import hdfs_test_weights
     from evalkit.sessions import session_metrics
 
     training, testing = hdfs.read("train", learn), hdfs.read("test", play)
     with tempfile.TemporaryDirectory() as name, LocalBroker(Path(name) / "broker", ephemeral=True) as broker:
         folder = Path(name)
-        _configure(folder, broker.address, promise)
+        _configure(folder, broker.address, promise, model)
         _write(folder / "train.jsonl", training, 1)
         _write(folder / "test.jsonl", testing, 2)
         screen.print(f"  training on {len(training):,} sessions")
@@ -76,8 +78,8 @@ def examples(
     return [{"id": i, "worker": live.get(i), "file": filed.get(i)} for i in differing[:most]]
 
 
-def _configure(folder: Path, address: str, promise: float) -> None:
-    stream = hdfs.SECTION | {"promise": {"false_alarm_rate": promise}}
+def _configure(folder: Path, address: str, promise: float, model: Mapping[str, Any]) -> None:
+    stream = hdfs.SECTION | {"promise": {"false_alarm_rate": promise}, "model": hdfs.SECTION["model"] | dict(model)}
     config = {
         "broker": address,
         "app": "hdfs",

@@ -11,8 +11,9 @@ from __future__ import annotations
 import json
 import tempfile
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import yaml
@@ -26,15 +27,17 @@ Alarm = tuple[int, str]  # time in ms, pod
 
 
 def run(
-    screen: Console, *, streams: Iterable[str] = nezha.STREAMS, until_s: int | None = None, promise: float = 0.01
-) -> dict[str, Any]:
-    """Train and judge each stream; `until_s` leaves out the rest of the day."""
+    screen: Console, *, streams: Iterable[str] = nezha.STREAMS, until_s: int | None = None, promise: float = 0.01,
+    model: Mapping[str, Any] = MappingProxyType({}),
+) -> dict[str, Any]:  # fmt: skip
+    """Train and judge each stream; `until_s` leaves out the rest of the day, `model` is laid over each stream's."""
     faults = nezha.faults()
     found: dict[str, Any] = {"benchmark": "nezha", "promise": promise, "faults": len(faults)}
     for stream in streams:
         with tempfile.TemporaryDirectory() as name:
             folder = Path(name)
             section = nezha.STREAMS[stream] | {"topic": stream, "promise": {"false_alarm_rate": promise}}
+            section |= {"model": section.get("model", {}) | dict(model)}
             (folder / "offbeat.yaml").write_text(yaml.safe_dump({"streams": {stream: section}}))
             _write(folder / "train.jsonl", nezha.history(stream))
             offbeat(folder, "train", "-s", stream, "--input", "train.jsonl")

@@ -32,6 +32,7 @@ RATES = (0.01, 0.001, 0.0001)
 _OF_WHOLE, _OF_TENTH = 100.0, 30.0  # alarms due, from which on a rate is held to a factor
 _HOUR, _MINUTES = 3_600, 60  # made-up records in an hour, one a second; a machine's, one a minute
 _SESSION = 20  # made-up records
+_SMALL: dict[str, Any] = {"model.hidden": 16, "model.max_epochs": 4}  # of smoke runs
 _LENGTHS = (300, 3_000, 15_000)  # of long anomalies, in records
 Floats = NDArray[np.float64]
 Flags = NDArray[np.bool_]
@@ -200,7 +201,7 @@ def _hadoop(*, smoke: bool) -> Iterator[Row]:
         return
     training, testing = hdfs.read("train", 150 if smoke else None), hdfs.read("test", 200 if smoke else None)
     normal = [session for session in testing if not session["label"]]
-    setup = Setup(changes={"model.hidden": 16} if smoke else {}, smoke=smoke)
+    setup = Setup(changes=_SMALL if smoke else {}, smoke=smoke)
     variants = _variants(smoke=smoke)
     trials = attempts(setup, hdfs.SECTION, hdfs.events_of(training, 1), hdfs.events_of(normal, 2), variants)
     for variant, trial in zip(variants, trials, strict=True):
@@ -216,7 +217,8 @@ def _machines(core: str, *, smoke: bool) -> Iterator[Row]:
     from evalkit.data import smd_machines
 
     variants = _variants(smoke=smoke)
-    setup = Setup(core, changes={} if core == "linear" else {"model.numbers": "forecast"}, smoke=smoke)
+    changes = (_SMALL if smoke else {}) | ({} if core == "linear" else {"model.numbers": "forecast"})
+    setup = Setup(core, changes=changes, smoke=smoke)
     alarms: list[list[Flags]] = [[] for _ in variants]
     faults: list[list[Flags]] = [[] for _ in variants]
     for machine in smd_machines()[: 1 if smoke else None]:

@@ -28,6 +28,7 @@ _ALL = 2_000_000  # rows in memory: for all
 _HOT_SHARE = 0.05
 _FIELDS = KINDS["3 tokens, 3 numbers"]
 _HISTORY = (600, 12)  # sessions, and events of each
+_MODEL = {"model": {"hidden": 64, "max_epochs": 4}}  # of fields that chance fills, from which there is nothing to learn
 
 
 @dataclass(frozen=True)
@@ -45,7 +46,7 @@ def run(
     """Measure each load, or those named, `repeats` times; many sessions are ten times `sessions`, few a hundredth."""
     fields = {name: _FIELDS.section[name] for name in ("tokens", "numbers")}
     loads = {
-        "1 token": _Load("usual"), "3 tokens, 3 numbers": _Load("fields", stream=fields),
+        "1 token": _Load("usual"), "3 tokens, 3 numbers": _Load("fields", stream=fields | _MODEL),
         "few sessions": _Load("few"), "many sessions": _Load("many"), "many sessions, uniform keys": _Load("uniform"),
         "many sessions, few in memory": _Load("many", hot_sessions=round(_HOT_SHARE * 10 * sessions)),
     }  # fmt: skip

@@ -73,7 +73,7 @@ class Size:
 
 
 # A worker takes so few that it must not be done before it is looked at first.
-SMOKE = Size(100_000, 500, 1, 2_000, 4_000, (500, 200, 1), (64,), ("gru",))
+SMOKE = Size(40_000, 500, 1, 2_000, 4_000, (500, 200, 1), (64,), ("gru",))
 
 
 class Run(NamedTuple):

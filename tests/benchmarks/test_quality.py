@@ -16,6 +16,9 @@ from benchmarks.quality.outcome import Outcome, failures, mean_of, read_toleranc
 from benchmarks.quality.scenarios import SCENARIOS
 from benchmarks.quality.trial import Setup, cores
 
+# One small training each: a smaller promise would take four, to have enough to calibrate with.
+QUICK = {"model.hidden": 16, "model.max_epochs": 4, "promise.false_alarm_rate": 0.1}
+
 
 def outcome(**measures: float) -> Outcome:
     return Outcome("quality-hdfs", "gru", measures, {"train_s": 1.0})
@@ -24,7 +27,7 @@ def outcome(**measures: float) -> Outcome:
 @pytest.mark.parametrize("name", list(SCENARIOS))
 def test_a_scenario_runs(name: str, shared_data: Path) -> None:
     """On a few rows of its data each scenario gives every measure that its floors are about."""
-    found = SCENARIOS[name].run(Setup(smoke=True, changes={"model.hidden": 16}))
+    found = SCENARIOS[name].run(Setup(smoke=True, changes=QUICK))
     assert found.scenario == name
     assert not found.whole
     assert found.cost["scored"] > 100
@@ -38,7 +41,8 @@ def test_the_command_writes_and_compares(
 ) -> None:
     """A result carries measures, setup and machine, and is the base of the next run, which equals it."""
     first, second = tmp_path / "first.json", tmp_path / "second.json"
-    words = ["benchmarks", "quality-hdfs", "--smoke", "--set", "model.hidden=16", "--check"]
+    words = ["benchmarks", "quality-hdfs", "--smoke", "--check"]
+    words += [word for key, value in QUICK.items() for word in ("--set", f"{key}={value}")]
     for out, more in ((first, []), (second, ["--base", str(first)])):
         monkeypatch.setattr("sys.argv", [*words, "--out", str(out), *more])
         with pytest.raises(SystemExit) as end:
@@ -46,7 +50,7 @@ def test_the_command_writes_and_compares(
         assert end.value.code == 0
     one, other = (json.loads(path.read_text())["results"][0] for path in (first, second))
     assert one["measures"] == other["measures"]
-    assert one["setup"]["changes"] == {"model.hidden": 16}
+    assert one["setup"]["changes"] == QUICK
     assert json.loads(first.read_text())["machine"]["cores"] >= 1
     assert "gru, base" in capsys.readouterr().out
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from pipeline.broker import LocalBroker
 from tests.alerting import Alerts, Answer, configure, incident, receiver, tell
 from tests.chaos.alert_storm import Plan, run
-from tests.kafka import Stack, wait_until
+from tests.kafka import KILLED_BROKER, Stack, wait_until
 
 
 def test_a_storm_of_deliveries_loses_nothing(stack: Stack) -> None:
@@ -26,14 +26,14 @@ def test_a_receiver_that_is_down_fills_no_memory(stack: Stack) -> None:
     with receiver() as ops, receiver() as down:
         down.close()
         configure(stack, {"ops": ops.settings(), "down": down.settings(retries=["1h"] * 3)})
-        with Alerts(stack) as alerts:
+        with Alerts(stack, forked=False) as alerts:
             alerts.wait_ready(stack.partitions)
             tell(stack, [incident("warm", r, size=size) for r in range(1, 200)])
-            wait_until(lambda: len(ops.delivered) == 199, "a first few", 60)
+            wait_until(lambda: len(ops.delivered) == 199, "a first few")
             before_mb = alerts.rss_mb()
             tell(stack, [incident(f"i{n}", 1, size=size) for n in range(count)])
             pending = 'offbeat_alerts_pending{receiver="down"}'
-            wait_until(lambda: alerts.value(pending) == count + 199, "all to be taken in", 120)
+            wait_until(lambda: alerts.value(pending) == count + 199, "all to be taken in")
             time.sleep(3.0)
             assert alerts.rss_mb() < before_mb + 40
             assert alerts.value('offbeat_alerts_throttled{receiver="down"}') == 1, "it is asked rarely"
@@ -42,17 +42,18 @@ def test_a_receiver_that_is_down_fills_no_memory(stack: Stack) -> None:
 
 def test_a_broker_that_goes_away_loses_nothing(kafka: None, tmp_path: Path) -> None:
     """Deliveries stop with the broker, which is killed in the middle, and go on once it is back; order is kept."""
-    with LocalBroker(tmp_path / "kafka", ephemeral=True) as broker, receiver(lambda _: Answer(late_s=0.05)) as ops:
+    kafka = LocalBroker(tmp_path / "kafka", ephemeral=True, settings=KILLED_BROKER)
+    with kafka as broker, receiver(lambda _: Answer(late_s=0.05)) as ops:
         stack = Stack(broker.address, tmp_path / "stack")
         configure(stack, {"ops": ops.settings(parallel=2)})
         with Alerts(stack) as alerts:
             alerts.wait_ready(stack.partitions)
             tell(stack, [incident(f"i{n}", r) for r in (1, 2, 3) for n in range(50)])
-            wait_until(lambda: len(ops.got) > 20, "some deliveries", 30)
+            wait_until(lambda: len(ops.got) > 20, "some deliveries")
             broker.kill()
             time.sleep(8.0)
             broker.start()
-            wait_until(lambda: len(set(ops.changes())) == 150, "all", 120)
+            wait_until(lambda: len(set(ops.changes())) == 150, "all")
             assert alerts.stop() == 0, alerts.log_path.read_text()[-3000:]
         for n in range(50):
             of = list(dict.fromkeys(c for c in ops.changes() if c.startswith(f"i{n}/")))

@@ -14,6 +14,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import IO, Any
 
+from tests.fork_server import Forked
 from tests.kafka import Stack
 
 LAST_LINES = 25
@@ -41,7 +42,7 @@ class Worker:
     def __init__(self, stack: Stack, name: str, command: Sequence[str], environ: Mapping[str, str]) -> None:
         self.name, self.lock = name, asyncio.Lock()  # held by the fault that it suffers
         self.is_wanted = False  # whoever finds it ended starts it again
-        self.process: subprocess.Popen[bytes] | None = None
+        self.process: Forked | subprocess.Popen[bytes] | None = None
         self.logs: list[Path] = []
         self._stack, self._command, self._environ = stack, command, environ
         self._expected: set[int] = set()  # exit codes that the present fault explains
@@ -57,12 +58,17 @@ class Worker:
         log = self._stack.folder / f"{self.name}-{len(self.logs):03}.log"
         environ = {**os.environ, **self._environ, "OFFBEAT_INSTANCE": self.name}
         environ |= {"FAIL_POINT": fail_point, "FAIL_SIGNAL": fail_signal}
-        self.process = subprocess.Popen(
-            [*self._command, "worker", "-c", str(self._stack.config_path)], cwd=self._stack.folder, env=environ,
-            stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
-        )  # fmt: skip
         # Through a pipe: with a full disk, simulated by a limit on files, the log would be the first to suffer.
-        self._copier = threading.Thread(target=_copy, args=(self.process.stdout, log), daemon=True)
+        said, says = os.pipe()
+        arguments, folder = ["worker", "-c", str(self._stack.config_path)], self._stack.folder
+        with os.fdopen(says, "wb") as end, Path(os.devnull).open() as nothing:
+            if self._command == worker_command():
+                self.process = Forked(arguments, (nothing.fileno(), says, says), folder, environ)
+            else:
+                self.process = subprocess.Popen(
+                    [*self._command, *arguments], cwd=folder, env=environ, stdin=nothing, stdout=end, stderr=end
+                )
+        self._copier = threading.Thread(target=_copy, args=(os.fdopen(said, "rb"), log), daemon=True)
         self._copier.start()
         self.logs.append(log)
 

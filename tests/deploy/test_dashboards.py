@@ -26,7 +26,7 @@ from prometheus_client import CollectorRegistry
 from pipeline.metrics import Metrics
 from tests.alerting import Alerts, incident, receiver, tell
 from tests.deploy.test_rules import HERE, ROOT, rules
-from tests.kafka import COMMAND, Stack, WorkerProcess, as_records, wait_until
+from tests.kafka import COMMAND, PATIENCE_S, Stack, WorkerProcess, as_records, wait_until
 from tests.pipeline.test_stream_drift import STREAM, visits
 
 GRAFANA = ROOT / "deploy" / "grafana"
@@ -113,7 +113,7 @@ def trainer(stack: Stack) -> Iterator[str]:
         yield json.loads(lines[0])["metrics"].removeprefix("http://")
     finally:
         process.terminate()
-        process.wait(30)
+        process.wait(PATIENCE_S)
 
 
 class Prometheus:
@@ -138,7 +138,7 @@ class Prometheus:
 
     def __exit__(self, *_: object) -> None:
         self.process.terminate()
-        self.process.wait(30)
+        self.process.wait(PATIENCE_S)
 
     def numbers(self, query: str, *, instant: bool) -> list[float]:
         """Every finite value of the last minute, or of now."""
@@ -146,7 +146,9 @@ class Prometheus:
         of_time = {"time": now} if instant else {"start": now - 60, "end": now, "step": 1}
         where = f"http://{self.address}/api/v1/query{'' if instant else '_range'}"
         try:
-            with urllib.request.urlopen(where, urlencode({"query": query} | of_time).encode(), timeout=20) as answer:
+            with urllib.request.urlopen(
+                where, urlencode({"query": query} | of_time).encode(), timeout=PATIENCE_S
+            ) as answer:
                 result = json.load(answer)["data"]["result"]
         except OSError as error:  # it has not begun yet, unless it says that the query is wrong
             if isinstance(error, HTTPError):
@@ -210,6 +212,6 @@ def test_every_query_returns_data(shop: Stack, prometheus: None) -> None:
             return not empty
 
         try:
-            wait_until(none_is_empty, "every query to return something", 30)
+            wait_until(none_is_empty, "every query to return something")
         except AssertionError:
             raise AssertionError("no data: " + "; ".join(empty)) from None

@@ -12,6 +12,7 @@ import yaml
 from prometheus_client import CollectorRegistry
 
 from pipeline.metrics import Metrics
+from tests.kafka import PATIENCE_S
 
 ROOT = Path(__file__).parents[2]
 HERE = ROOT / "deploy" / "prometheus"
@@ -29,7 +30,9 @@ def cases() -> list[dict[str, Any]]:
 
 
 def promtool(*arguments: str) -> None:
-    done = subprocess.run(["promtool", *arguments], cwd=HERE, capture_output=True, text=True, timeout=300, check=False)
+    done = subprocess.run(
+        ["promtool", *arguments], cwd=HERE, capture_output=True, text=True, timeout=PATIENCE_S, check=False
+    )
     assert done.returncode == 0, (done.stdout + done.stderr)[-4_000:]
 
 

@@ -23,7 +23,7 @@ from features.errors import RecordError
 from pipeline.cli import app
 from pipeline.errors import ConfigError
 from pipeline.settings import parse_settings
-from tests.kafka import Stack, WorkerProcess, as_records, by_id, shop_events, wait_until
+from tests.kafka import PATIENCE_S, Stack, WorkerProcess, as_records, by_id, shop_events, wait_until
 
 ROOT = Path(__file__).parents[2]
 PACKAGES = ("pipeline", "models", "features", "detectors")
@@ -250,8 +250,8 @@ def test_readme_scores_a_file(tmp_path: Path) -> None:
     lines = [line for line in commands.splitlines() if not line.startswith("source ")]
     environment = {k: v for k, v in os.environ.items() if not k.startswith("OFFBEAT_")}
     done = subprocess.run(
-        ["bash", "-euo", "pipefail", "-c", "\n".join(lines)], cwd=tmp_path, capture_output=True, text=True, timeout=300,
-        check=False, env=environment | {"PATH": f"{bin_dir}{os.pathsep}{environment['PATH']}"},
+        ["bash", "-euo", "pipefail", "-c", "\n".join(lines)], cwd=tmp_path, capture_output=True, text=True,
+        timeout=PATIENCE_S, check=False, env=environment | {"PATH": f"{bin_dir}{os.pathsep}{environment['PATH']}"},
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     anomalies = [json.loads(line) for line in done.stdout.splitlines() if line.startswith("{")]

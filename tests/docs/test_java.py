@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from pipeline.kafka_jars import fetch_jars
-from tests.kafka import Stack, WorkerProcess, as_records, by_id, shop_events, wait_until
+from tests.kafka import PATIENCE_S, Stack, WorkerProcess, as_records, by_id, shop_events, wait_until
 
 CONSUME = Path(__file__).parents[2] / "docs" / "consume.md"
 
@@ -26,7 +26,7 @@ def test_java_reads_each_anomaly_once(stack: Stack) -> None:
     classpath = os.pathsep.join([".", *map(str, fetch_jars())])
     built = subprocess.run(
         ["javac", "-Xlint:all,-path", "-Werror", "-proc:none", "-cp", classpath, "ReadAnomalies.java"],
-        cwd=stack.folder, capture_output=True, text=True, check=False, timeout=120,
+        cwd=stack.folder, capture_output=True, text=True, check=False, timeout=PATIENCE_S,
     )  # fmt: skip
     assert built.returncode == 0, built.stderr
     stack.produce(as_records(shop_events(8, 200)))
@@ -48,7 +48,7 @@ def test_java_reads_each_anomaly_once(stack: Stack) -> None:
         ) as reader,
     ):  # fmt: skip
         try:
-            wait_until(lambda: printed.read_text().count("last-") == len(last), "Java to read all", 60)
+            wait_until(lambda: printed.read_text().count("last-") == len(last), "Java to read all")
         finally:
             reader.kill()
     ids = [line.split()[0] for line in printed.read_text().splitlines()]

@@ -15,6 +15,7 @@ import pytest
 from models.bundle import bundles_in, copy_bundle, promote, read_bundle, read_manifest, serving_digest, write_bundle
 from models.errors import BundleError, StoreUnavailableError
 from models.folders import Folder, LocalFolder, RemoteFolder, parse_folder
+from tests.kafka import PATIENCE_S
 from tests.stores import FrailStore, frail_store
 
 FILES = {"weights.safetensors": b"\0" * 100, "vocabulary.json": b"{}"}
@@ -258,7 +259,7 @@ def test_a_disk_that_fills_up(what: str, limit: int, tmp_path: Path) -> None:
     promote(tmp_path, "a" * 64)
     done = subprocess.run(
         [sys.executable, "-c", _ON_A_FULL_DISK, str(tmp_path), str(limit), what],
-        capture_output=True, text=True, timeout=60, check=True, cwd=Path(__file__).parents[2],
+        capture_output=True, text=True, timeout=PATIENCE_S, check=True, cwd=Path(__file__).parents[2],
     )  # fmt: skip
     expected = "and none of it is kept; make room" if what == "save" else "so what served before still does"
     assert "(File too large)" in done.stdout

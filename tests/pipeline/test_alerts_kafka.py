@@ -13,7 +13,7 @@ from confluent_kafka.admin import AdminClient, NewTopic
 
 from pipeline.wire import DeadLetter
 from tests.alerting import SECRET, Alerts, Answer, configure, incident, receiver, tell
-from tests.kafka import Stack, wait_until
+from tests.kafka import PATIENCE_S, Stack, wait_until
 
 
 def test_each_change_is_told_once_and_in_order(stack: Stack) -> None:
@@ -23,7 +23,7 @@ def test_each_change_is_told_once_and_in_order(stack: Stack) -> None:
         with Alerts(stack) as alerts:
             alerts.wait_ready(stack.partitions)
             tell(stack, [incident(f"i{n}", revision) for revision in (1, 2, 3) for n in range(20)])
-            wait_until(lambda: len(ops.delivered) >= 60, "60 deliveries", 30)
+            wait_until(lambda: len(ops.delivered) >= 60, "60 deliveries")
             alerts.wait_for('offbeat_alert_deliveries_total{outcome="delivered",receiver="ops"}', 60)
             assert alerts.stop() == 0, alerts.log_path.read_text()[-3000:]
         for n in range(20):
@@ -31,7 +31,7 @@ def test_each_change_is_told_once_and_in_order(stack: Stack) -> None:
         with Alerts(stack) as again:
             again.wait_ready(stack.partitions)
             tell(stack, [incident("i0", 4)])
-            wait_until(lambda: "i0/4" in ops.changes(), "the next change", 30)
+            wait_until(lambda: "i0/4" in ops.changes(), "the next change")
         assert len(ops.got) == 61
 
 
@@ -48,10 +48,10 @@ def test_a_kill_loses_nothing_and_keeps_ids(stack: Stack) -> None:
         with Alerts(stack) as alerts:
             alerts.wait_ready(stack.partitions)
             tell(stack, tell_all)
-            wait_until(lambda: len(ops.got) > 20, "some deliveries", 30)
+            wait_until(lambda: len(ops.got) > 20, "some deliveries")
             alerts.kill()
         with Alerts(stack) as alerts:
-            wait_until(lambda: len(set(ops.changes())) == 150, "all changes", 60)
+            wait_until(lambda: len(set(ops.changes())) == 150, "all changes")
         names = {(got.name, *got.changes) for got in ops.got}
         assert len({name for name, *_ in names}) == len(names) == 150, "an id names one message"
         assert len(ops.got) <= 150 + 4, "no more than what was under way came twice"
@@ -82,7 +82,7 @@ def test_what_fails_is_tried_again_and_then_given_up(stack: Stack) -> None:
         with Alerts(stack) as alerts:
             alerts.wait_ready(stack.partitions)
             tell(stack, [incident("i", 1), incident("i", 2)])
-            letters = wait_until(lambda: found if len(found := dead_letters(stack)) == 2 else None, "dead letters", 30)
+            letters = wait_until(lambda: found if len(found := dead_letters(stack)) == 2 else None, "dead letters")
             assert [got.changes for got in ops.got] == [["i/1"]] * 3 + [["i/2"]] * 3, "order holds while it fails"
             assert len({got.name for got in ops.got}) == 2
             for letter in letters:
@@ -95,10 +95,10 @@ def test_what_fails_is_tried_again_and_then_given_up(stack: Stack) -> None:
             said = stack.run("alerts", "redeliver", "i/2").stdout
             assert "i/2 to ops: exhausted" in said
             assert "Asked for 1 message(s)" in said
-            wait_until(lambda: ops.changes() == ["i/2"], "the second change", 30)
+            wait_until(lambda: ops.changes() == ["i/2"], "the second change")
             assert ops.got[-1].name == ops.got[3].name, "the same id"
             assert "Asked for 2" in stack.run("alerts", "redeliver", "--receiver", "ops", "--since", "1h").stdout
-            wait_until(lambda: sorted(ops.changes()) == ["i/1", "i/2", "i/2"], "both", 30)
+            wait_until(lambda: sorted(ops.changes()) == ["i/1", "i/2", "i/2"], "both")
     nothing = stack.run("alerts", "redeliver", "j", check=False)
     assert "no dead letter of alerts" in nothing.stderr
     assert "say what to send again" in stack.run("alerts", "redeliver", check=False).stderr
@@ -112,11 +112,11 @@ def test_a_retry_keeps_its_schedule_over_a_kill(stack: Stack) -> None:
         with Alerts(stack) as alerts:
             alerts.wait_ready(stack.partitions)
             tell(stack, [incident("i", 1)])
-            wait_until(lambda: len(ops.got) == 2, "two attempts", 30)
+            wait_until(lambda: len(ops.got) == 2, "two attempts")
             time.sleep(1.0)  # until what became of the second is written
             alerts.kill()
         with Alerts(stack):
-            wait_until(lambda: dead_letters(stack), "the end of its attempts", 60)
+            wait_until(lambda: dead_letters(stack), "the end of its attempts")
         assert len(ops.got) == 3
         waited = ops.got[2].at - ops.got[1].at
         assert 14.9 < waited < 30
@@ -132,7 +132,7 @@ def test_a_receiver_that_is_gone_is_disabled(stack: Stack) -> None:
         with Alerts(stack) as alerts:
             alerts.wait_ready(stack.partitions)
             tell(stack, [incident(f"i{n}", 1) for n in range(10)])
-            wait_until(lambda: len(dead_letters(stack)) == 10, "dead letters", 30)
+            wait_until(lambda: len(dead_letters(stack)) == 10, "dead letters")
             assert len(ops.got) == 1
             assert {d["reason"] for d in dead_letters(stack)} == {"gone", "disabled"}
             assert sum(line["event"].startswith("receiver is disabled") for line in alerts.log()) == 1
@@ -140,7 +140,7 @@ def test_a_receiver_that_is_gone_is_disabled(stack: Stack) -> None:
         with Alerts(stack) as alerts:
             alerts.wait_ready(stack.partitions)
             tell(stack, [incident("j", 1)])
-            wait_until(lambda: len(dead_letters(stack)) == 11, "another dead letter", 30)
+            wait_until(lambda: len(dead_letters(stack)) == 11, "another dead letter")
             alerts.wait_for('offbeat_alerts_disabled{receiver="ops"}', 1)
             status = {row["receiver"]: row for row in json.loads(stack.run("alerts", "status", "--json").stdout)}
             assert "answered 410" in status["ops"]["disabled"]
@@ -150,9 +150,9 @@ def test_a_receiver_that_is_gone_is_disabled(stack: Stack) -> None:
             stack.run("alerts", "enable", "ops")
             alerts.wait_for('offbeat_alerts_disabled{receiver="ops"}', 0)
             stack.run("alerts", "redeliver", "--receiver", "ops")
-            wait_until(lambda: len(ops.delivered) == 11, "what was given up", 30)
+            wait_until(lambda: len(ops.delivered) == 11, "what was given up")
             tell(stack, [incident("k", 1)])
-            wait_until(lambda: "k/1" in ops.changes(), "what is new", 30)
+            wait_until(lambda: "k/1" in ops.changes(), "what is new")
         assert sorted(set(other.changes())) == sorted([*(f"i{n}/1" for n in range(10)), "j/1", "k/1"])
     assert "there is no receiver 'x'" in stack.run("alerts", "enable", "x", check=False).stderr
 
@@ -172,9 +172,9 @@ def test_a_receiver_that_asks_for_less_rests_as_a_whole(stack: Stack) -> None:
         with Alerts(stack) as alerts:
             alerts.wait_ready(stack.partitions)
             tell(stack, [incident(f"i{n}", 1) for n in range(20)])
-            wait_until(lambda: ops.got, "the first request", 30)
+            wait_until(lambda: ops.got, "the first request")
             alerts.wait_for('offbeat_alerts_throttled{receiver="ops"}', 1)
-            wait_until(lambda: len(ops.delivered) == 20, "all", 30)
+            wait_until(lambda: len(ops.delivered) == 20, "all")
         assert ops.got[1].at - ops.got[0].at >= 3.0
         assert not dead_letters(stack)
 
@@ -188,13 +188,13 @@ def test_groups_leave_as_one_message_with_an_id_that_stays(stack: Stack) -> None
         with Alerts(stack) as alerts:
             alerts.wait_ready(stack.partitions)
             tell(stack, [incident("i", revision) for revision in (1, 2, 3)])
-            wait_until(lambda: ops.got, "the first attempt", 30)
+            wait_until(lambda: ops.got, "the first attempt")
             tell(stack, [incident("i", 4)])
             time.sleep(0.5)
             alerts.kill()
         mood["status"] = 204
         with Alerts(stack):
-            wait_until(lambda: "i/4" in ops.changes(), "all", 60)
+            wait_until(lambda: "i/4" in ops.changes(), "all")
         assert [got.changes for got in ops.delivered] == [["i/1", "i/2", "i/3"], ["i/4"]]
         assert {got.name for got in ops.got if got.changes[0] == "i/1"} == {ops.got[0].name}
 
@@ -207,16 +207,16 @@ def test_an_open_incident_is_told_again_until_it_closes(stack: Stack) -> None:
         with Alerts(stack) as alerts:
             alerts.wait_ready(stack.partitions)
             tell(stack, [incident("i", 1)])
-            wait_until(lambda: len(ops.got) == 1, "the change", 30)
-            wait_until(lambda: 'alert_delivery_seconds_count{receiver="ops"} 1.0' in alerts.metrics(), "it to end", 30)
+            wait_until(lambda: len(ops.got) == 1, "the change")
+            wait_until(lambda: 'alert_delivery_seconds_count{receiver="ops"} 1.0' in alerts.metrics(), "it to end")
             alerts.kill()
         with Alerts(stack) as alerts:
-            wait_until(lambda: len(ops.got) == 2, "a repeat", 60)
+            wait_until(lambda: len(ops.got) == 2, "a repeat")
             assert [got.body["data"]["repeat"] for got in ops.got] == [False, True]
             assert ops.got[1].at - ops.got[0].at > 9.9
             assert len({got.name for got in ops.got}) == 2
             tell(stack, [incident("i", 2, "closed")])
-            wait_until(lambda: len(ops.got) == 3, "its end", 30)
+            wait_until(lambda: len(ops.got) == 3, "its end")
             time.sleep(11.0)
             assert len(ops.got) == 3
 
@@ -229,10 +229,10 @@ def test_two_processes_share_the_partitions(stack: Stack) -> None:
             one.wait_ready(1)
             two.wait_ready(1)
             tell(stack, [incident(f"i{n}", 1) for n in range(100)])
-            wait_until(lambda: len(set(ops.changes())) == 100, "all of the first", 60)
+            wait_until(lambda: len(set(ops.changes())) == 100, "all of the first")
             two.kill()
             tell(stack, [incident(f"i{n}", 2) for n in range(100)])
-            wait_until(lambda: len(set(ops.changes())) == 200, "all of the second", 60)
+            wait_until(lambda: len(set(ops.changes())) == 200, "all of the second")
 
 
 def is_ready(alerts: Alerts) -> bool:
@@ -250,14 +250,14 @@ def test_a_process_that_was_stopped_and_woken_writes_nothing_old(stack: Stack) -
         with Alerts(stack, "a0") as one:
             one.wait_ready(stack.partitions)
             tell(stack, [incident(f"i{n}", r) for r in (1, 2, 3, 4) for n in range(20)])
-            wait_until(lambda: len(ops.got) > 5, "some deliveries", 30)
+            wait_until(lambda: len(ops.got) > 5, "some deliveries")
             one.process.send_signal(signal.SIGSTOP)
             with Alerts(stack, "a1") as two:
-                wait_until(lambda: len(set(ops.changes())) == 80, "all, by the other", 60)
+                wait_until(lambda: len(set(ops.changes())) == 80, "all, by the other")
                 one.process.send_signal(signal.SIGCONT)
-                wait_until(lambda: is_ready(one), "the first to be a member again", 60)
+                wait_until(lambda: is_ready(one), "the first to be a member again")
                 tell(stack, [incident(f"i{n}", 5) for n in range(20)])
-                wait_until(lambda: len(set(ops.changes())) == 100, "what came then", 60)
+                wait_until(lambda: len(set(ops.changes())) == 100, "what came then")
                 assert two.stop() == 0
             assert one.stop() == 0
         for n in range(20):
@@ -273,11 +273,11 @@ def test_what_a_removed_receiver_did_not_get_is_given_up(stack: Stack) -> None:
         with Alerts(stack) as alerts:
             alerts.wait_ready(stack.partitions)
             tell(stack, [incident("i", 1)])
-            wait_until(lambda: old.got and ops.got, "an attempt each", 30)
+            wait_until(lambda: old.got and ops.got, "an attempt each")
             alerts.stop()
         configure(stack, {"ops": ops.settings()})
         with Alerts(stack):
-            letter = wait_until(lambda: dead_letters(stack), "a dead letter", 30)[0]
+            letter = wait_until(lambda: dead_letters(stack), "a dead letter")[0]
         assert (letter["reason"], letter["alert"]["receiver"]) == ("no_receiver", "old")
         assert len(old.got) == 1
     assert "there is no receiver 'old'" in stack.run("alerts", "redeliver", "i/1", check=False).stderr
@@ -292,11 +292,11 @@ def test_a_first_start_tells_what_happens_from_then_on(stack: Stack) -> None:
         with Alerts(stack) as alerts:
             alerts.wait_ready(stack.partitions)
             tell(stack, [incident("new", 1)])
-            wait_until(lambda: ops.changes() == ["new/1"], "what is new", 30)
+            wait_until(lambda: ops.changes() == ["new/1"], "what is new")
             alerts.kill()
         tell(stack, [incident("meanwhile", 1)])
         with Alerts(stack):
-            wait_until(lambda: ops.changes() == ["new/1", "meanwhile/1"], "what came meanwhile", 30)
+            wait_until(lambda: ops.changes() == ["new/1", "meanwhile/1"], "what came meanwhile")
 
 
 def test_anomalies_are_told_by_stream_where_no_incidents_are_made(stack: Stack) -> None:
@@ -313,7 +313,7 @@ def test_anomalies_are_told_by_stream_where_no_incidents_are_made(stack: Stack) 
                 for n in range(100)
             ]  # fmt: skip
             stack.produce([(b"s", json.dumps(a).encode()) for a in anomalies], f"{stack.name}.anomalies")
-            wait_until(lambda: len(ops.changes()) == 100, "all anomalies", 90)
+            wait_until(lambda: len(ops.changes()) == 100, "all anomalies")
         assert len(ops.got) <= 12
         assert sorted(ops.changes()) == sorted(a["id"] for a in anomalies)
 
@@ -329,7 +329,7 @@ def test_what_cannot_be_read_is_counted_and_passed_over(stack: Stack) -> None:
             )
             stack.produce([(b"i", b'{"type": "later"}')], f"{stack.name}.alert-requests")
             tell(stack, [incident("i", 1)])
-            wait_until(lambda: ops.changes() == ["i/1"], "the change", 30)
+            wait_until(lambda: ops.changes() == ["i/1"], "the change")
             alerts.wait_for('offbeat_alert_changes_total{outcome="unreadable"}', 3)
             alerts.wait_for('offbeat_alert_changes_total{outcome="routed"}', 1)
 
@@ -341,15 +341,15 @@ def test_a_topic_made_anew_is_read_from_its_start(stack: Stack) -> None:
         with Alerts(stack) as alerts:
             alerts.wait_ready(stack.partitions)
             tell(stack, [incident(f"i{n}", 1) for n in range(50)])
-            wait_until(lambda: len(ops.got) == 50, "all", 30)
+            wait_until(lambda: len(ops.got) == 50, "all")
             alerts.stop()
         admin = AdminClient({"bootstrap.servers": stack.address})
-        admin.delete_topics([f"{stack.name}.incidents"])[f"{stack.name}.incidents"].result(30)
+        admin.delete_topics([f"{stack.name}.incidents"])[f"{stack.name}.incidents"].result(PATIENCE_S)
         time.sleep(2.0)
         stack.run("topics", "--create")
         tell(stack, [incident("new", 1)])
         with Alerts(stack):
-            wait_until(lambda: "new/1" in ops.changes(), "what the new topic has", 60)
+            wait_until(lambda: "new/1" in ops.changes(), "what the new topic has")
 
 
 def test_pages_say_whether_all_is_open(stack: Stack) -> None:
@@ -372,7 +372,7 @@ def test_what_cannot_start_says_so_in_one_sentence(stack: Stack) -> None:
         assert "NOT_SET_ANYWHERE" in stack.run("alerts", check=False).stderr
         assert "does not exist yet" in stack.run("alerts", "status", check=False).stderr
         admin, topic = AdminClient({"bootstrap.servers": stack.address}), NewTopic(f"{stack.name}.alert-outbox", 3, 1)
-        admin.create_topics([topic])[topic.topic].result(30)
+        admin.create_topics([topic])[topic.topic].result(PATIENCE_S)
         (stack.folder / "secret").write_text(SECRET)
         configure(stack, {"ops": ops.settings(secrets=[f"file:{stack.folder}/secret"])})
         said = stack.run("alerts", check=False).stderr

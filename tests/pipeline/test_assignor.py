@@ -20,6 +20,7 @@ from pipeline.clients import Clients
 from pipeline.settings import parse_settings
 from pipeline.shares import Owned
 from tests.docs.test_docs import DEMAND
+from tests.kafka import PATIENCE_S
 
 
 def cluster(**sizes: int) -> Any:
@@ -152,5 +153,5 @@ def test_two_consumers_share_a_topic(kafka_address: str) -> None:
     """On a real broker: shares and standbys arrive, a restart keeps them, and they come back from a dead member."""
     topic = f"t{uuid4().hex[:8]}"
     admin = AdminClient({"bootstrap.servers": kafka_address, "log_level": 0})
-    admin.create_topics([NewTopic(topic, 4, 1)])[topic].result(30)
+    admin.create_topics([NewTopic(topic, 4, 1)])[topic].result(PATIENCE_S)
     asyncio.run(join_and_leave(kafka_address, topic))

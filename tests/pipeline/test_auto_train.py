@@ -15,7 +15,7 @@ from prometheus_client import CollectorRegistry
 from pipeline.auto_train import AutoTrain
 from pipeline.metrics import Metrics
 from pipeline.settings import load_settings
-from tests.kafka import Stack, WorkerProcess, as_records, shop_events, wait_until
+from tests.kafka import PATIENCE_S, Stack, WorkerProcess, as_records, shop_events, wait_until
 
 
 def running(code: str) -> Callable[[str], Sequence[str]]:
@@ -106,7 +106,7 @@ def test_stopping_ends_a_training(tmp_path: Path) -> None:
     auto.ended("orders", 10)
     process = wait_until(lambda: auto._process, "a process")
     auto.stop()
-    assert process.wait(10) != 0
+    assert process.wait(PATIENCE_S) != 0
     assert count("failed") == 0
 
 
@@ -118,11 +118,11 @@ def test_a_stream_trains_itself(stack: Stack) -> None:
     with WorkerProcess(stack, options=("--auto-train", "150")) as worker:
         stack.produce(as_records(shop_events(8, 1_200)))
         serving = stack.folder / "bundles" / "orders" / "serving"
-        wait_until(serving.exists, "a bundle that serves", 240)
-        wait_until(lambda: "bundle promoted" in worker.log_path.read_text(), "that the worker takes it", 60)
+        wait_until(serving.exists, "a bundle that serves")
+        wait_until(lambda: "bundle promoted" in worker.log_path.read_text(), "that the worker takes it")
         stack.produce(as_records(shop_events(9, 100)))
         stack.wait_until_scored()
-        wait_until(lambda: "first training ended" in worker.log_path.read_text(), "that the training ends", 60)
+        wait_until(lambda: "first training ended" in worker.log_path.read_text(), "that the training ends")
         assert worker.stop() == 0
     statuses = [d["status"] for d in stack.read_json("decisions")]
     assert set(statuses) == {"warming_up", "ok"}

@@ -25,6 +25,7 @@ from pipeline.broker import LocalBroker, check_port, free_port
 from pipeline.errors import LocalBrokerError, PortTakenError
 from pipeline.jvm import find_java
 from pipeline.kafka_jars import KAFKA_VERSION, cache_folder, fetch_jars, read_pins
+from tests.kafka import PATIENCE_S
 
 # ---- fetching the jars, from a Maven repository of our own
 
@@ -298,7 +299,7 @@ def broker(kafka: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lo
 def create_topic(address: str, name: str, **config: str) -> None:
     topic = NewTopic(name, 1, 1, config={key.replace("_", "."): value for key, value in config.items()})
     client = AdminClient({"bootstrap.servers": address})  # named: dropping it would cancel the request
-    client.create_topics([topic])[name].result(10)
+    client.create_topics([topic])[name].result(PATIENCE_S)
 
 
 def produce(address: str, topic: str, values: list[bytes]) -> None:
@@ -376,7 +377,7 @@ def test_data_folder_in_use_is_refused(broker: LocalBroker) -> None:
     with pytest.raises(LocalBrokerError, match=rf"Another broker \(pid {os.getpid()}\) runs in .*größe"):
         LocalBroker(broker.data_dir, ephemeral=True).start()
     assert is_running(broker.pid)
-    assert AdminClient({"bootstrap.servers": broker.address}).list_topics(timeout=10).brokers
+    assert AdminClient({"bootstrap.servers": broker.address}).list_topics(timeout=PATIENCE_S).brokers
 
 
 def test_data_survive_death_and_restart(kafka: None, tmp_path: Path) -> None:
@@ -448,7 +449,7 @@ def test_foreground_stops_cleanly(kafka: None, tmp_path: Path, ask: signal.Signa
         assert command.stderr is not None
         ready = command.stdout.readline()
         assert f"Kafka {KAFKA_VERSION} is ready at 127.0.0.1:{port} (data in {tmp_path}" in ready
-        assert AdminClient({"bootstrap.servers": f"127.0.0.1:{port}"}).list_topics(timeout=10).brokers
+        assert AdminClient({"bootstrap.servers": f"127.0.0.1:{port}"}).list_topics(timeout=PATIENCE_S).brokers
         command.send_signal(ask)
         assert command.stdout.read() == ""
         assert command.stderr.read() == f"Starting Kafka {KAFKA_VERSION} ...\n"

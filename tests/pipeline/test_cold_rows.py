@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from pipeline.cold_rows import ColdRows
+from tests.kafka import PATIENCE_S
 
 WRITES, ROWS = 3_000, 20
 # Each write has rows of its own, sets a timer and takes the one before away; then the process is killed, or closes.
@@ -30,7 +31,9 @@ cold.close()
 
 def left_by(folder: Path, writes: int, end: str) -> tuple[int, set[int], list[int]]:
     """The position of what a process left, of which writes there are rows, and which timers."""
-    subprocess.run([sys.executable, "-c", WRITER, str(folder), str(writes), str(ROWS), end], check=False, timeout=120)
+    subprocess.run(
+        [sys.executable, "-c", WRITER, str(folder), str(writes), str(ROWS), end], check=False, timeout=PATIENCE_S
+    )
     cold = ColdRows(folder)
     try:
         found = [name.split(".") for name, _ in cold.sessions()]

@@ -10,6 +10,7 @@ import sys
 import sysconfig
 import venv
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -472,16 +473,10 @@ def test_every_command_says_that_no_broker_answers(files: Stack) -> None:
         ("train", "-s", "orders", "--from-topic"), ("sessions", "show", "a", "-s", "orders"),
         ("sessions", "delete", "a", "-s", "orders", "--yes"), ("sessions", "delete", "a", "-s", "orders", "--verify"),
     ]  # fmt: skip
-    running = [
-        subprocess.Popen(
-            [*COMMAND, *command], cwd=files.folder, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-        )
-        for command in commands
-    ]
-    for process in running:
-        out, err = process.communicate(timeout=60)
-        done = Done(process.returncode, out, err)
-        assert done.failed(1, f"no Kafka broker answers at {NO_BROKER}", "start one with `offbeat broker`"), err
+    with ThreadPoolExecutor(len(commands)) as pool:
+        for ended in pool.map(lambda command: files.run(*command, check=False), commands):
+            done = Done(ended.returncode, ended.stdout, ended.stderr)
+            assert done.failed(1, f"no Kafka broker answers at {NO_BROKER}", "start one with `offbeat broker`"), done
 
 
 def test_delete_without_a_terminal(files: Stack) -> None:

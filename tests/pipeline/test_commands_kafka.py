@@ -17,7 +17,7 @@ from confluent_kafka.admin import AdminClient, NewTopic
 from benchmarks.kafka import new_producer
 from pipeline.drift import drift_output
 from pipeline.outputs import Place
-from tests.kafka import COMMAND, QUIET, Stack, WorkerProcess, as_records, shop_events, wait_until
+from tests.kafka import COMMAND, PATIENCE_S, QUIET, Stack, WorkerProcess, as_records, shop_events, wait_until
 
 
 def failed(done: subprocess.CompletedProcess[str], code: int, *parts: str) -> bool:
@@ -103,7 +103,7 @@ def test_controls_have_one_partition(stack: Stack) -> None:
     """Controls in several partitions would have no order, so a worker refuses such a topic with a sentence."""
     admin = AdminClient({"bootstrap.servers": stack.address, **QUIET})
     name = f"{stack.name}.controls"
-    admin.create_topics([NewTopic(name, 2, 1)])[name].result(30)
+    admin.create_topics([NewTopic(name, 2, 1)])[name].result(PATIENCE_S)
     assert fails(stack, 1, ("worker",), f"topic {name} has 2 partitions, but controls need exactly one")
 
 
@@ -215,9 +215,9 @@ def test_tail_waits_for_new_messages_until_interrupted(stack: Stack) -> None:
             stack.produce([(b"k", b"new")], topic=topic)
             return "new" in shown.read_text()
 
-        wait_until(sees_new, "tail to show a message", 30)
+        wait_until(sees_new, "tail to show a message")
         process.send_signal(signal.SIGINT)
-        assert process.wait(20) == 0
+        assert process.wait(PATIENCE_S) == 0
     finally:
         process.kill()
         process.wait()

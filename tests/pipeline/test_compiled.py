@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from pipeline.compiled import digest_of, keep_by_sources
+from tests.kafka import PATIENCE_S
 
 # A child that compiles one small kernel.
 COMPILE = """\
@@ -44,7 +45,7 @@ def test_kernels_are_kept_there(tmp_path: Path, named: bool) -> None:
     """A process writes what it compiles below the folder it was given, or the user's, under the digest."""
     env = {k: v for k, v in os.environ.items() if k not in {"NUMBA_CACHE_DIR", "XDG_CACHE_HOME"}}
     given = {"NUMBA_CACHE_DIR": str(tmp_path)} if named else {"XDG_CACHE_HOME": str(tmp_path)}
-    subprocess.run([sys.executable, "-c", COMPILE], env=env | given, check=True, timeout=120)
+    subprocess.run([sys.executable, "-c", COMPILE], env=env | given, check=True, timeout=PATIENCE_S)
     kept = list(tmp_path.rglob("*take_turns*.nbc"))
     base = tmp_path if named else tmp_path / "offbeat" / "kernels"
     assert kept

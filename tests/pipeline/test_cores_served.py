@@ -34,7 +34,7 @@ def test_worker_and_file_agree(core: str, second: str | None, asked: str, runtim
     section |= {"second_stage": {"core": second, "passes": 1_000}} if second else {}
     stack.configure(stream=section, device="cpu", runtime=asked)
     write_untrained_bundle(stack, core=core, second=second)
-    events = as_records(shop_events(1, 600))
+    events = as_records(shop_events(1, 200))
     stack.produce(events[: len(events) // 2])
     with WorkerProcess(stack) as worker:
         stack.wait_until_scored()

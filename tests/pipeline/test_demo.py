@@ -43,6 +43,7 @@ from pipeline.storefront import BOT, FAULTS, LONGEST_THOUGHT_MS, REPEATED_CAPTUR
 from pipeline.storefront_logs import LOGGED, Line
 from pipeline.storefront_metrics import INTERVAL_MS, STUCK, Sample
 from pipeline.storefront_records import FaultySessions, Record
+from tests.kafka import PATIENCE_S
 
 ROOT = Path(__file__).parents[2]
 START_MS = 1_760_000_000_000
@@ -624,7 +625,7 @@ def test_demo_finds_the_faults_and_leaves_nothing(
     with capsys.disabled():
         print(f"\noffbeat demo --seed {seed}")
     demo = Demo(tmp_path, seed)
-    text, _ = demo.process.communicate(timeout=400)
+    text, _ = demo.process.communicate(timeout=900)
     assert demo.process.returncode == 0, text
     assert demo.left() == []
     for stream in STREAMS:
@@ -644,7 +645,7 @@ def test_interrupted_demo_leaves_nothing(kafka: None, tmp_path: Path, stop: sign
     said = list(takewhile(lambda line: until not in line, demo.process.stdout))
     assert len(demo.left()) >= 3, said  # its folder, Kafka and a child, beside itself
     demo.process.send_signal(stop)
-    text, _ = demo.process.communicate(timeout=30)
+    text, _ = demo.process.communicate(timeout=PATIENCE_S)
     assert demo.process.returncode == 130, text
     assert "all that the demo started is gone" in text
     assert demo.left() == []

@@ -106,6 +106,6 @@ def test_silence_releases_what_waits(stack: Stack) -> None:
     with WorkerProcess(stack) as worker:
         worker.wait_ready(4)
         stack.produce(as_records(events))
-        wait_until(lambda: len(stack.read_json("decisions")) == 2, "both decisions", 30)
+        wait_until(lambda: len(stack.read_json("decisions")) == 2, "both decisions")
         assert worker.stop() == 0
     assert [d["time_ms"] for d in stack.read_json("decisions")] == [now, now + 500]

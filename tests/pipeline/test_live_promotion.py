@@ -20,7 +20,16 @@ from pipeline.serving import load_serving, make_live_decoder, make_parts
 from pipeline.settings import load_settings
 from pipeline.slices import process_slice
 from pipeline.store import RowStore
-from tests.kafka import Stack, WorkerProcess, as_records, by_id, shop_events, wait_until, write_untrained_bundle
+from tests.kafka import (
+    PATIENCE_S,
+    Stack,
+    WorkerProcess,
+    as_records,
+    by_id,
+    shop_events,
+    wait_until,
+    write_untrained_bundle,
+)
 
 COMPARED = ("type", "id", "stream", "session", "time_ms", "score", "p_value", "anomaly", "status")
 PIECE = 97  # records scored at once; no verdict may depend on it
@@ -101,7 +110,7 @@ def digest_metric(worker: WorkerProcess) -> list[str]:
 def test_a_promotion_takes_effect_while_records_flow(stack: Stack) -> None:
     """Sessions go on under the new bundle; no verdict differs from those of a run that took it at that record."""
     first, second = two_bundles(stack)
-    records = as_records(shop_events(31, 3_000))
+    records = as_records(shop_events(31, 1_500))
     half = len(records) // 2
     with WorkerProcess(stack) as worker:
         stack.produce(records[:half])
@@ -151,11 +160,11 @@ def test_a_promotion_that_was_never_told(stack: Stack) -> None:
 def test_a_kill_around_a_promotion_changes_nothing(stack: Stack, point: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """A worker dies after records were judged and told, and before a promotion: they are judged as the first time."""
     first, second = two_bundles(stack)
-    records = as_records(shop_events(33, 6_000))
+    records = as_records(shop_events(33, 2_500))
     stack.produce(records)
     monkeypatch.setenv("FAIL_POINT", f"{point}:9")
     with WorkerProcess(stack) as dying:
-        assert dying.process.wait(60) == -9
+        assert dying.process.wait(PATIENCE_S) == -9
     monkeypatch.delenv("FAIL_POINT")
     announce(stack, second)
     with WorkerProcess(stack) as hurried:  # it closes in order, most often before it has judged again what had been

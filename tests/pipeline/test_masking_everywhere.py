@@ -9,7 +9,7 @@ from typing import Any
 
 from confluent_kafka.admin import AdminClient
 
-from tests.kafka import QUIET, Stack, WorkerProcess, by_id, wait_until
+from tests.kafka import PATIENCE_S, QUIET, Stack, WorkerProcess, by_id, wait_until
 from tests.pipeline.test_logs import service_logs
 from tests.pipeline.test_worker import CLOCK_KEYS, decisions_of, explained, scored_by_file
 
@@ -84,7 +84,7 @@ def test_no_secret_is_written_anywhere(stack: Stack, monkeypatch: Any) -> None:
     assert any("<email>" in said and "<secret>" in said and "<ip>" in said for said in words)
 
     admin = AdminClient({"bootstrap.servers": stack.address, **QUIET})
-    ours = [topic for topic in admin.list_topics(timeout=10).topics if topic.startswith(stack.name)]
+    ours = [topic for topic in admin.list_topics(timeout=PATIENCE_S).topics if topic.startswith(stack.name)]
     source = b"".join(m.value() for m in stack.read(stack.source))
     assert all(mark in source for mark in MARKS)  # so the search would find them
     written = [("metrics", metrics), ("sessions show", shown.stdout.encode())]

@@ -54,7 +54,8 @@ def streams(shared_data: Path, kafka_address: str, tmp_path: Path) -> dict[str, 
     whole = Stack(kafka_address, tmp_path, partitions=2)
     views = {name: replace(whole, stream=name) for name in nezha.STREAMS}
     common: dict[str, Any] = {
-        "start": "earliest", "promise": {"false_alarm_rate": 0.01}, "model": {"hidden": 16, "context": 8},
+        "start": "earliest", "promise": {"false_alarm_rate": 0.01},
+        "model": {"hidden": 16, "context": 8, "max_epochs": 4},
     }  # fmt: skip
     whole.configure(streams={name: common | nezha.STREAMS[name] | {"topic": v.source} for name, v in views.items()})
     for view in views.values():

@@ -18,7 +18,7 @@ from pipeline.promotions import encode_promotion, parse_promotion, tell_workers
 from pipeline.registry import Registry
 from pipeline.settings import load_settings
 from pipeline.wire import Promotion
-from tests.kafka import COMMAND, QUIET, Stack
+from tests.kafka import COMMAND, PATIENCE_S, QUIET, Stack
 from tests.pipeline.test_models_commands import write
 
 SENT = {
@@ -104,9 +104,9 @@ def test_promotions_reach_the_topic(stack: Stack) -> None:
     assert [p["digest"] for p in promotions] == [a, b, a]
     admin = AdminClient({"bootstrap.servers": stack.address, **QUIET})
     topic = f"{stack.name}.models"
-    assert len(admin.list_topics(topic, timeout=10).topics[topic].partitions) == 1
+    assert len(admin.list_topics(topic, timeout=PATIENCE_S).topics[topic].partitions) == 1
     (config,) = admin.describe_configs([ConfigResource(ConfigResource.Type.TOPIC, topic)]).values()
-    assert config.result(10)["cleanup.policy"].value == "compact"
+    assert config.result(PATIENCE_S)["cleanup.policy"].value == "compact"
 
 
 def test_two_that_promote_at_once_agree(stack: Stack) -> None:
@@ -121,7 +121,7 @@ def test_two_that_promote_at_once_agree(stack: Stack) -> None:
         )
         for digest in bundles
     ]  # fmt: skip
-    assert [process.wait(120) for process in running] == [0, 0, 0]
+    assert [process.wait(PATIENCE_S) for process in running] == [0, 0, 0]
     serves = serving_digest(stack.folder / "bundles" / "orders")
     assert serves in bundles
     assert sent(stack)[-1][1]["digest"] == serves

@@ -9,7 +9,7 @@ import urllib.error
 import urllib.request
 from typing import Any
 
-from tests.kafka import Stack, WorkerProcess, as_records, by_id, shop_events, two_workers, wait_until
+from tests.kafka import PATIENCE_S, Stack, WorkerProcess, as_records, by_id, shop_events, two_workers, wait_until
 from tests.pipeline.test_worker import decisions_of, scored_by_file
 
 
@@ -18,7 +18,7 @@ def page(worker: WorkerProcess, path: str) -> tuple[int, Any]:
     wait_until(lambda: lines(worker, "worker starts"), "the worker to start")
     address = lines(worker, "worker starts")[0]["metrics"]
     try:
-        with urllib.request.urlopen(f"{address}{path}", timeout=10) as answer:
+        with urllib.request.urlopen(f"{address}{path}", timeout=PATIENCE_S) as answer:
             return answer.status, json.loads(answer.read())
     except urllib.error.HTTPError as error:
         return error.code, json.loads(error.read())
@@ -118,7 +118,7 @@ def test_a_zombie_changes_nothing(stack: Stack) -> None:
         stack.wait_until_scored()
         one.process.send_signal(signal.SIGSTOP)
         stack.produce(records[third : 2 * third])
-        wait_until(lambda: sum(stack.committed().values()) == 2 * third, "the other to take over", 60)
+        wait_until(lambda: sum(stack.committed().values()) == 2 * third, "the other to take over")
         offsets = stack.committed()
         one.process.send_signal(signal.SIGCONT)
         time.sleep(3.0)

@@ -29,7 +29,7 @@ from pipeline.retraining import labels_of
 from pipeline.serving import make_decoder, make_session_decoder
 from pipeline.settings import load_settings, parse_settings
 from pipeline.topic_ids import TopicIds
-from tests.kafka import QUIET, Stack, WorkerProcess, by_id, shop_events, wait_until, write_untrained_bundle
+from tests.kafka import PATIENCE_S, QUIET, Stack, WorkerProcess, by_id, shop_events, wait_until, write_untrained_bundle
 from tests.pipeline.test_rebalances import lines, page
 from tests.pipeline.test_worker import decisions_of
 
@@ -103,10 +103,10 @@ def originals(copies: Iterable[Message]) -> Counter[tuple[Any, ...]]:
 
 def wait_until_all_is_scored(internal: Internal, records: int) -> None:
     """All copies are there, and a checkpoint covers each."""
-    wait_until(lambda: len(internal.read(internal.source)) >= records, f"{records} copies", 90)
+    wait_until(lambda: len(internal.read(internal.source)) >= records, f"{records} copies")
     scored = {p: 0 for p in range(internal.partitions)}
     scored |= {m.partition(): m.offset() + 1 for m in internal.read(internal.source)}
-    wait_until(lambda: all(internal.committed().get(p, 0) >= end for p, end in scored.items()), f"offsets {scored}", 90)
+    wait_until(lambda: all(internal.committed().get(p, 0) >= end for p, end in scored.items()), f"offsets {scored}")
 
 
 def test_every_record_is_copied_and_scored_once(internal: Internal) -> None:
@@ -221,7 +221,7 @@ def test_what_retention_took_is_said(internal: Internal) -> None:
     cut = {m.partition(): m.offset() for m in source}  # all but the last of each partition
     admin = AdminClient({"bootstrap.servers": internal.address, **QUIET})
     for future in admin.delete_records([TopicPartition(source_of(internal), p, at) for p, at in cut.items()]).values():
-        future.result(30)
+        future.result(PATIENCE_S)
     with WorkerProcess(internal) as worker:
         wait_until_all_is_scored(internal, len(first) + len(cut))
         assert worker.stop() == 0
@@ -238,8 +238,8 @@ def test_a_source_made_anew_is_read_from_its_beginning(internal: Internal) -> No
         wait_until_all_is_scored(internal, len(first))
         assert worker.stop() == 0
     admin = AdminClient({"bootstrap.servers": internal.address, **QUIET})
-    admin.delete_topics([source_of(internal)])[source_of(internal)].result(30)
-    wait_until(lambda: source_of(internal) not in admin.list_topics(timeout=10).topics, "the topic to go")
+    admin.delete_topics([source_of(internal)])[source_of(internal)].result(PATIENCE_S)
+    wait_until(lambda: source_of(internal) not in admin.list_topics(timeout=PATIENCE_S).topics, "the topic to go")
     internal.run("topics", "--create")
     internal.produce(second, source_of(internal))
     with WorkerProcess(internal) as worker:
@@ -271,7 +271,7 @@ def test_offsets_that_are_gone_are_said(internal: Internal) -> None:
 
 def deleted(admin: AdminClient, group: str) -> bool:
     try:
-        admin.delete_consumer_groups([group])[group].result(10)
+        admin.delete_consumer_groups([group])[group].result(PATIENCE_S)
     except KafkaException:  # it has a member still
         return False
     return True
@@ -287,7 +287,7 @@ def test_a_zombie_copies_nothing(internal: Internal) -> None:
         internal.produce(records[:third], source_of(internal))
         one.process.send_signal(signal.SIGSTOP)
         internal.produce(records[third : 2 * third], source_of(internal))
-        wait_until(lambda: len(internal.read(internal.source)) == 2 * third, "the other to take over", 90)
+        wait_until(lambda: len(internal.read(internal.source)) == 2 * third, "the other to take over")
         one.process.send_signal(signal.SIGCONT)
         internal.produce(records[2 * third :], source_of(internal))
         wait_until_all_is_scored(internal, len(records))
@@ -354,7 +354,7 @@ class Hanging(Clients):
     def repartition_producer(self, transactional_id: str) -> Any:
         """Hang until the test is over."""
         assert transactional_id == "a.s.repartition/w0"
-        self.released.wait(30)
+        self.released.wait(PATIENCE_S)
         raise TimeoutError
 
 

@@ -13,7 +13,7 @@ from pipeline.anomaly_ids import AnomalyId
 from pipeline.errors import UsageError
 from pipeline.replay_command import replay_anomaly
 from pipeline.settings import load_settings
-from tests.kafka import Stack, as_records, by_id, shop_events, write_untrained_bundle
+from tests.kafka import PATIENCE_S, Stack, as_records, by_id, shop_events, write_untrained_bundle
 from tests.pipeline.test_commands_kafka import fails
 
 EXPLAINED = ("score", "p_value", "observed", "contributions", "expected", "would_be_normal", "earlier", "explained")
@@ -128,7 +128,7 @@ def test_records_gone_by_retention(stack: Stack) -> None:
     partition, offset = AnomalyId.parse(name).place.partition, AnomalyId.parse(name).offset
     admin = AdminClient({"bootstrap.servers": stack.address})
     (future,) = admin.delete_records([TopicPartition(stack.source, partition, offset + 1)]).values()
-    future.result(30)
+    future.result(PATIENCE_S)
     assert fails(stack, 1, ("replay", name), "is gone: the topic's retention has removed all before", "--input")
     with pytest.raises(UsageError):
         replay_anomaly(load_settings(stack.config_path), "x", back=1, source=None, bundle=None, as_json=True)

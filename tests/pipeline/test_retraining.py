@@ -28,6 +28,7 @@ from pipeline.trainer import Trainer
 from pipeline.wire import MESSAGES
 from tests.kafka import (
     COMMAND,
+    PATIENCE_S,
     Stack,
     WorkerProcess,
     as_records,
@@ -68,7 +69,7 @@ class TrainerProcess:
         """Send a signal; returns the exit code."""
         if self.process.poll() is None:
             self.process.send_signal(number)
-        return self.process.wait(60)
+        return self.process.wait(PATIENCE_S)
 
 
 @contextmanager
@@ -192,7 +193,7 @@ def test_a_killed_trainer_changes_nothing(shop: Stack) -> None:
     span = ("--since", "1970-01-02T00:00:00Z", "--until", str(time.time_ns() // 1_000_000))
     one = by_hand(shop, *span)
     with trainer(shop, "whole", "--once") as whole:
-        assert whole.process.wait(120) == 0
+        assert whole.process.wait(PATIENCE_S) == 0
     wanted = end_of(shop, one)
     assert wanted is not None
     assert (wanted["type"], wanted["serving"]) == ("offered", None)
@@ -200,13 +201,13 @@ def test_a_killed_trainer_changes_nothing(shop: Stack) -> None:
     two = by_hand(shop, *span, "--reason", "once more")
     saved = shop.folder / "bundles" / "orders" / ".retraining" / "model.safetensors"
     with trainer(shop, "killed") as killed:
-        wait_until(saved.exists, "an epoch", 120)
+        wait_until(saved.exists, "an epoch")
         (child,) = children(killed.process)
         killed.end(signal.SIGKILL)
-    wait_until(lambda: not Path(f"/proc/{child}").exists(), "its process to end", 10)
+    wait_until(lambda: not Path(f"/proc/{child}").exists(), "its process to end")
     assert end_of(shop, two) is None
     with trainer(shop, "later", "--once") as later:
-        assert later.process.wait(120) == 0
+        assert later.process.wait(PATIENCE_S) == 0
         assert [line["job"] for line in later.said("retraining begins")] == [two]
     told = end_of(shop, two)
     assert told is not None
@@ -231,7 +232,7 @@ def test_a_job_asked_for_twice_is_done_once(shop: Stack) -> None:
     shop.produce([again, damaged, (b"orders", b"no json"), (b"orders", None), astray], f"{shop.name}.retrain")
     for name in ("first", "second"):
         with trainer(shop, name, "--once") as process:
-            assert process.process.wait(60) == 0
+            assert process.process.wait(PATIENCE_S) == 0
             passed_over = process.said("retrain message passed over: it is not ours, damaged, or of a later version")
             assert len(passed_over) == 3
         shop.produce([again], f"{shop.name}.retrain")
@@ -258,7 +259,7 @@ class Alone:
 
     def turn_until(self, condition: Callable[[], Any]) -> None:
         """Turn it until something holds."""
-        wait_until(lambda: [self.trainer.turn(), condition()][1], "the trainer", 60)
+        wait_until(lambda: [self.trainer.turn(), condition()][1], "the trainer")
 
     def count(self, outcome: str) -> float:
         """How many jobs it ended so."""
@@ -361,7 +362,7 @@ def test_trainers_share_and_one_takes_over(stack: Stack) -> None:
 def test_a_training_does_not_outlive_its_trainer() -> None:
     """Not even one that had died before its process could look."""
     code = "import time; from pipeline.child import yield_to_others; yield_to_others(2**22 + 1); time.sleep(60)"
-    assert subprocess.run([sys.executable, "-c", code], timeout=30, check=False).returncode == 1
+    assert subprocess.run([sys.executable, "-c", code], timeout=PATIENCE_S, check=False).returncode == 1
 
 
 def test_an_answer_is_given_again(stack: Stack, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -17,7 +17,7 @@ from pipeline.clients import Clients
 from pipeline.errors import BrokerRefusedError, BrokerUnavailableError, ConfigError, OffbeatError
 from pipeline.settings import Settings, parse_settings
 from tests.certificates import Authority, Certificate
-from tests.kafka import Stack, WorkerProcess, as_records, shop_events, write_untrained_bundle
+from tests.kafka import PATIENCE_S, Stack, WorkerProcess, as_records, shop_events, write_untrained_bundle
 
 PASSWORD, PLAIN_PASSWORD, KEY_PASSWORD = "b7Xq-scram-2f", "b7Xq-plain-9c", "b7Xq-key-51"
 SECRETS = (PASSWORD, PLAIN_PASSWORD, KEY_PASSWORD)
@@ -108,7 +108,7 @@ def listening_ports(pid: int) -> set[int]:
 def test_both_clients_are_taken(secured: Secured, listener: str) -> None:
     """Confluent's and aiokafka's, over TLS, with a certificate of ours, and with logins."""
     clients = Clients(secured.settings(listener))
-    assert len(clients.admin().list_topics(timeout=10).brokers) == 1
+    assert len(clients.admin().list_topics(timeout=PATIENCE_S).brokers) == 1
 
     async def ask() -> set[str]:
         consumer = clients.end_offset_consumer()
@@ -118,9 +118,9 @@ def test_both_clients_are_taken(secured: Secured, listener: str) -> None:
         finally:
             await consumer.stop()
 
-    assert asyncio.run(ask()) == set(clients.admin().list_topics(timeout=10).topics) - {"__consumer_offsets"}
+    assert asyncio.run(ask()) == set(clients.admin().list_topics(timeout=PATIENCE_S).topics) - {"__consumer_offsets"}
     clients = Clients(secured.settings("SCRAM", mechanism="SCRAM-SHA-256"))
-    assert len(clients.admin().list_topics(timeout=10).brokers) == 1
+    assert len(clients.admin().list_topics(timeout=PATIENCE_S).brokers) == 1
 
 
 def test_a_worker_and_commands_work_over_tls_with_a_login(secured: Secured, tmp_path: Path) -> None:

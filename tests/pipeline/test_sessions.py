@@ -23,7 +23,7 @@ from pipeline.changelog import Written, usual_partitions
 from pipeline.cold_rows import session_key
 from pipeline.row_format import RowFormat
 from pipeline.sessions import describe, in_words
-from tests.kafka import COMMAND, QUIET, Stack, WorkerProcess, as_records, wait_until, write_untrained_bundle
+from tests.kafka import COMMAND, PATIENCE_S, QUIET, Stack, WorkerProcess, as_records, wait_until, write_untrained_bundle
 from tests.pipeline.test_commands_kafka import fails
 
 START_MS = 1_700_000_000_000
@@ -276,7 +276,7 @@ def test_delete_waits_until_it_is_applied(state: Stack) -> None:
             wait_until(lambda: controls(state), "the control")
             assert process.poll() is None
             write_row(state, "a", None)
-            out, err = process.communicate(timeout=60)
+            out, err = process.communicate(timeout=PATIENCE_S)
         finally:
             process.kill()
     assert process.returncode == 0, err
@@ -292,7 +292,7 @@ def test_a_session_of_the_same_name_may_follow(state: Stack) -> None:
         try:
             wait_until(lambda: controls(state), "the control")
             write_row(state, "a", None, b"new")
-            out, err = process.communicate(timeout=60)
+            out, err = process.communicate(timeout=PATIENCE_S)
         finally:
             process.kill()
     assert (process.returncode, out) == (0, "Session a is deleted: no read and no recovery returns it.\n"), err
@@ -337,8 +337,8 @@ def test_verify_lists_each_place(state: Stack) -> None:
 def test_verify_where_nothing_was(state: Stack) -> None:
     """A name the log does not hold is gone, as is one of which a tombstone is left; a missing topic has nothing."""
     admin = AdminClient({"bootstrap.servers": state.address, **QUIET})
-    admin.delete_topics([f"{state.name}.drift"])[f"{state.name}.drift"].result(30)
-    wait_until(lambda: f"{state.name}.drift" not in admin.list_topics(timeout=10).topics, "the topic to go")
+    admin.delete_topics([f"{state.name}.drift"])[f"{state.name}.drift"].result(PATIENCE_S)
+    wait_until(lambda: f"{state.name}.drift" not in admin.list_topics(timeout=PATIENCE_S).topics, "the topic to go")
     traces = verify(state, "never", 0)
     assert (traces["changelog"]["state"], traces["changelog"]["note"]) == ("gone", "no record has its name")
     assert (traces["drift"]["state"], traces["drift"]["note"]) == ("gone", "there is no such topic")
@@ -355,7 +355,7 @@ def test_verify_with_a_changelog_of_other_settings(kafka_address: str, tmp_path:
     stack.create_source(**{"retention.ms": "-1"})
     admin = AdminClient({"bootstrap.servers": stack.address, **QUIET})
     name = changelog(stack)
-    admin.create_topics([NewTopic(name, 4, 1, config={"cleanup.policy": "compact"})])[name].result(30)
+    admin.create_topics([NewTopic(name, 4, 1, config={"cleanup.policy": "compact"})])[name].result(PATIENCE_S)
     write_row(stack, "a", b"row", None)
     traces = verify(stack, "a", 0)
     assert (traces["changelog"]["state"], traces["changelog"]["until_ms"]) == ("gone_at_compaction", None)
@@ -378,7 +378,7 @@ def test_delete_asks_at_a_terminal(answer: bytes, code: int, sent: int, state: S
         os.write(ours, answer)
         done = subprocess.run(
             [*COMMAND, *DELETE, "a", "-c", str(state.config_path)], stdin=its, capture_output=True, text=True,
-            timeout=60, check=False,
+            timeout=PATIENCE_S, check=False,
         )  # fmt: skip
     finally:
         os.close(ours)

@@ -21,7 +21,8 @@ from tests.kafka import Stack, WorkerProcess, as_records, by_id, wait_until
 
 MINUTE, START = 60_000, 1_700_000_000_000
 STREAM = {
-    "tokens": ["action", "status"], "numbers": ["ms"], "model": {"hidden": 16}, "drift": {"after": "2m"},
+    "tokens": ["action", "status"], "numbers": ["ms"], "model": {"hidden": 16, "max_epochs": 4},
+    "drift": {"after": "2m"},
     "session": {"by": "session", "gap": "10s", "end_when": {"action": "close"}},
 }  # fmt: skip
 

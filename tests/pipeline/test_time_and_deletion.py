@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.kafka import Stack, WorkerProcess, by_id, wait_until
+from tests.kafka import PATIENCE_S, Stack, WorkerProcess, by_id, wait_until
 
 START_MS = 1_700_000_000_000
 SESSION = {"by": "session", "gap": "5s", "idle": "2s", "end_when": {"action": "close"}}
@@ -52,7 +52,7 @@ def test_silence_survives_a_crash(point: str, stack: Stack, monkeypatch: pytest.
     single.produce([event(f"s{i}", i) for i in range(40)])
     monkeypatch.setenv("FAIL_POINT", point)
     with WorkerProcess(single) as worker:
-        assert worker.process.wait(60) == -9
+        assert worker.process.wait(PATIENCE_S) == -9
     monkeypatch.delenv("FAIL_POINT")
     with WorkerProcess(single) as worker:
         wait_until(lambda: len(ends(single)) == 40, "the silence to end them")

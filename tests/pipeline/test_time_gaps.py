@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 
 from features.time_gaps import GAP
-from tests.kafka import Stack, shop_events
+from tests.kafka import MODEL, Stack, shop_events
 from tests.pipeline.test_metrics_streams import score_both_ways, train_on
 
 START_MS = 1_700_000_000_000
@@ -14,7 +14,7 @@ START_MS = 1_700_000_000_000
 def test_worker_and_file_agree_on_gaps(stack: Stack) -> None:
     """Gaps go on over a kill -9: verdicts equal the file's, an event after 4 minutes is found and told in minutes."""
     stack.configure(stream={
-        "model": {"hidden": 16, "context": 6, "gaps": "action"}, "promise": {"false_alarm_rate": 0.05},
+        "model": MODEL | {"gaps": "action"}, "promise": {"false_alarm_rate": 0.05},
         "session": {"by": "session", "gap": "10m", "end_when": {"action": "close"}, "max_events": 12},
     })  # fmt: skip
     train_on(stack, shop_events(1, 700))

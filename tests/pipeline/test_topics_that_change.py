@@ -9,7 +9,7 @@ import pytest
 from confluent_kafka import ConsumerGroupTopicPartitions, Producer, TopicPartition
 from confluent_kafka.admin import AdminClient
 
-from tests.kafka import Stack, WorkerProcess, as_records, by_id, shop_events, wait_until
+from tests.kafka import PATIENCE_S, Stack, WorkerProcess, as_records, by_id, shop_events, wait_until
 from tests.pipeline.test_worker import decisions_of, scored_by_file
 
 CLOCKS = ("detected_ms",)
@@ -21,8 +21,8 @@ def admin_of(stack: Stack) -> AdminClient:
 
 def make_anew(stack: Stack) -> None:
     admin = admin_of(stack)
-    admin.delete_topics([stack.source])[stack.source].result(30)
-    wait_until(lambda: stack.source not in admin.list_topics(timeout=10).topics, "the topic to go")
+    admin.delete_topics([stack.source])[stack.source].result(PATIENCE_S)
+    wait_until(lambda: stack.source not in admin.list_topics(timeout=PATIENCE_S).topics, "the topic to go")
     stack.create_source()
 
 
@@ -31,7 +31,7 @@ def cut(stack: Stack, before: int) -> None:
     admin = admin_of(stack)  # a client that is let go of takes its answers along
     places = [TopicPartition(stack.source, p, before) for p in range(stack.partitions)]
     for future in admin.delete_records(places).values():
-        future.result(30)
+        future.result(PATIENCE_S)
 
 
 def drift(stack: Stack) -> dict[str, dict[str, Any]]:
@@ -105,7 +105,7 @@ def test_closing_all_sessions_survives_a_crash(point: str, stack: Stack, monkeyp
     make_anew(stack)
     monkeypatch.setenv("FAIL_POINT", point)
     with WorkerProcess(stack) as worker:
-        assert worker.process.wait(60) == -9
+        assert worker.process.wait(PATIENCE_S) == -9
     monkeypatch.delenv("FAIL_POINT")
     stack.produce(as_records(shop_events(24, 30)))
     with WorkerProcess(stack) as worker:
@@ -165,9 +165,9 @@ def test_a_reset_offset_is_followed_when_asked(stack: Stack) -> None:
     time.sleep(10.5)  # the group must be empty, and a static member stays for its session timeout
     moved = [TopicPartition(stack.source, p, 5) for p in range(stack.partitions)]
     admin = admin_of(stack)
-    admin.alter_consumer_group_offsets([ConsumerGroupTopicPartitions(stack.name, moved)])[stack.name].result(30)
+    admin.alter_consumer_group_offsets([ConsumerGroupTopicPartitions(stack.name, moved)])[stack.name].result(PATIENCE_S)
     with WorkerProcess(stack) as worker:
-        assert worker.process.wait(60) == 1
+        assert worker.process.wait(PATIENCE_S) == 1
         assert "--accept-reset" in worker.log_path.read_text()
         assert "Traceback" not in worker.log_path.read_text()
     with WorkerProcess(stack, options=("--accept-reset",)) as worker:
@@ -221,7 +221,7 @@ def test_more_partitions_are_refused(stack: Stack) -> None:
 
     stack.score(as_records(shop_events(28, 20)))
     admin = admin_of(stack)
-    admin.create_partitions([NewPartitions(stack.source, 6)])[stack.source].result(30)
+    admin.create_partitions([NewPartitions(stack.source, 6)])[stack.source].result(PATIENCE_S)
     with WorkerProcess(stack) as worker:
-        assert worker.process.wait(60) == 1
+        assert worker.process.wait(PATIENCE_S) == 1
         assert "partitions but its source has 6" in worker.log_path.read_text()

@@ -27,7 +27,7 @@ from pipeline.trace_export import _MOST, SpanExport, tracing
 from pipeline.traces import MOST_LINKS, Traces, as_headers, named, producer_of, producers_of
 from tests.alerting import Alerts, Answer, incident, receiver
 from tests.collector import Collector, Context, attributes_of, context_of, links_of, parent_of, said_by
-from tests.kafka import Stack, WorkerProcess, as_records, by_id, shop_events, wait_until
+from tests.kafka import PATIENCE_S, Stack, WorkerProcess, as_records, by_id, shop_events, wait_until
 
 Headers = list[tuple[str, bytes]]
 WRONG = ["", "00-0-0-00", f"00-{'0' * 32}-{'1' * 16}-01", f"ff-{'1' * 32}-{'2' * 16}-01", "ü" * 55, "00" * 5_000]
@@ -185,7 +185,7 @@ def test_no_collector_holds_up_or_changes_anything(kind: str, stack: Stack) -> N
         with WorkerProcess(stack) as worker:
             stack.wait_until_scored()
             wait_until(lambda: 'offbeat_spans_total{outcome="failed"}' in worker.metrics(), "the metric")
-            wait_until(lambda: failed_of(worker) > 0, "spans that failed", 30)
+            wait_until(lambda: failed_of(worker) > 0, "spans that failed")
             began = time.monotonic()
             assert worker.stop() == 0
             assert time.monotonic() - began < 20
@@ -260,7 +260,7 @@ def test_an_alert_is_in_the_trace_of_what_it_tells(stack: Stack) -> None:
         with Alerts(stack) as process:
             process.wait_ready(stack.partitions)
             send_incidents(stack, 3)
-            wait_until(lambda: len(ops.delivered) == 3 and len(many.changes()) == 3, "deliveries", 30)
+            wait_until(lambda: len(ops.delivered) == 3 and len(many.changes()) == 3, "deliveries")
             assert process.stop() == 0
         spans, groups = collector.named("deliver ops"), collector.named("deliver many")
     about = [attributes_of(span) for span in spans]
@@ -325,7 +325,7 @@ class Stuck(SpanExporter):
     def export(self, spans: Any) -> SpanExportResult:
         """Wait."""
         self.asked += len(spans)
-        self.over.wait(30)
+        self.over.wait(PATIENCE_S)
         return SpanExportResult.FAILURE
 
     def shutdown(self) -> None:
@@ -348,7 +348,7 @@ def test_the_queue_is_bounded_and_keeps_room_for_anomalies() -> None:
     export.start()
     wait_until(lambda: exporter.asked > 0, "an export")
     export.stop()
-    export._thread.join(10)
+    export._thread.join(PATIENCE_S)
 
     def count(outcome: str) -> float:
         return registry.get_sample_value("offbeat_spans_total", {"outcome": outcome}) or 0.0
@@ -412,4 +412,4 @@ def test_without_traces_nothing_is_imported() -> None:
         "assert not [name for name in sys.modules if name.startswith('opentelemetry')]\n"
     )
     root = Path(__file__).parents[2]
-    subprocess.run([sys.executable, "-c", code], check=True, cwd=root, timeout=120)
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=root, timeout=PATIENCE_S)

@@ -18,7 +18,7 @@ from models.training_state import load_state
 from pipeline.free_memory import free_memory
 from pipeline.train import too_large
 from pipeline.training_folder import NAME
-from tests.kafka import shop_events, wait_until
+from tests.kafka import PATIENCE_S, shop_events, wait_until
 
 COMMAND = [sys.executable, "-P", "-m", "pipeline.cli", "train", "--stream", "orders", "--input", "history.jsonl"]
 
@@ -30,7 +30,7 @@ def folder(tmp_path: Path) -> Path:
         "streams": {
             "orders": {
                 "topic": "shop.orders", "session": {"by": "session", "gap": "15m", "end_when": {"action": "close"}},
-                "time": "ts", "tokens": ["action", "status"], "model": {"hidden": 16},
+                "time": "ts", "tokens": ["action", "status"], "model": {"hidden": 16, "max_epochs": 8},
             }
         }
     }  # fmt: skip
@@ -56,7 +56,7 @@ def start(folder: Path, models: str, *arguments: str) -> subprocess.Popen[str]:
 
 def finish(folder: Path, models: str, *arguments: str) -> tuple[int, str, str]:
     process = start(folder, models, *arguments)
-    out, err = process.communicate(timeout=300)
+    out, err = process.communicate(timeout=PATIENCE_S)
     return process.returncode, out, err
 
 
@@ -68,7 +68,7 @@ def epochs_saved(folder: Path, models: str) -> int:
 def kill_after(folder: Path, epochs: int, *arguments: str) -> None:
     """Start, and SIGKILL once so many epochs are saved; a moment later than that, so at any point of the next."""
     process = start(folder, "killed", *arguments)
-    wait_until(lambda: epochs_saved(folder, "killed") >= epochs or process.poll() is not None, f"epoch {epochs}", 120)
+    wait_until(lambda: epochs_saved(folder, "killed") >= epochs or process.poll() is not None, f"epoch {epochs}")
     time.sleep(epochs % 3 * 0.01)
     process.send_signal(signal.SIGKILL)
     _, err = process.communicate()
@@ -109,13 +109,13 @@ def test_another_training_is_not_resumed(folder: Path) -> None:
 def test_two_trainings_of_a_stream_do_not_mix(folder: Path) -> None:
     """While one runs, a second ends with a sentence; the first is not disturbed."""
     process = start(folder, "killed")
-    wait_until(lambda: epochs_saved(folder, "killed") >= 1 or process.poll() is not None, "an epoch", 120)
+    wait_until(lambda: epochs_saved(folder, "killed") >= 1 or process.poll() is not None, "an epoch")
     process.send_signal(signal.SIGSTOP)  # so that it still runs when the second has started
     code, _, err = finish(folder, "killed", "--resume")
     process.send_signal(signal.SIGCONT)
     assert code == 2
     assert "another `offbeat train` of orders is running" in " ".join(err.split())
-    process.communicate(timeout=300)
+    process.communicate(timeout=PATIENCE_S)
     assert process.returncode == 0
 
 

@@ -21,7 +21,7 @@ from faust.transport.drivers import aiokafka as driver
 from faust.types import TP
 
 from pipeline import transport
-from tests.kafka import Stack, as_records, shop_events
+from tests.kafka import PATIENCE_S, Stack, as_records, shop_events
 
 # Each method we override, its owner, and its parameters in the pinned versions.
 OVERRIDDEN = {
@@ -170,8 +170,8 @@ def test_slices_nobody_takes_are_held_back(kafka_address: str, tmp_path: Path) -
     value = json.dumps({"session": "s", "action": "view", "ts": 1_700_000_000_000, "filler": "x" * 400}).encode()
     stack.produce((b"s", value) for _ in range(150_000))
     done = subprocess.run(
-        [sys.executable, "-c", HOLDING_BACK, "150000"], cwd=tmp_path, capture_output=True, text=True, timeout=120,
-        check=False,
+        [sys.executable, "-c", HOLDING_BACK, "150000"], cwd=tmp_path, capture_output=True, text=True,
+        timeout=PATIENCE_S, check=False,
     )  # fmt: skip
     found = [line for line in done.stdout.splitlines() if line.startswith('{"held"')]
     assert found, done.stdout + done.stderr

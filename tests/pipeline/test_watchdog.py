@@ -18,6 +18,7 @@ from pipeline.errors import StalledError
 from pipeline.health import Health
 from pipeline.watchdog import STALL_S, STUCK_S, LoopGuard, Stall
 from tests.clock import Clock
+from tests.kafka import PATIENCE_S
 
 EVERY_S = 10.0
 
@@ -189,7 +190,7 @@ def program(how: str = "") -> Iterator[subprocess.Popen[str]]:
 
 def last_words(process: subprocess.Popen[str]) -> list[dict[str, Any]]:
     """Wait for the end by the guard; the log lines."""
-    assert process.wait(30) == 1
+    assert process.wait(PATIENCE_S) == 1
     assert process.stderr is not None
     return [json.loads(line) for line in process.stderr.read().splitlines()]
 

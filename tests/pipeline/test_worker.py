@@ -12,7 +12,7 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from pipeline.stages import STAGES
-from tests.kafka import Stack, WorkerProcess, as_records, by_id, shop_events, two_workers, wait_until
+from tests.kafka import PATIENCE_S, Stack, WorkerProcess, as_records, by_id, shop_events, two_workers, wait_until
 
 DECISION_KEYS = (
     "type", "id", "stream", "session", "segment", "time_ms", "score", "p_value", "anomaly", "confidence", "tag",
@@ -42,7 +42,7 @@ def explained(verdicts: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
     return {i: {k: v[k] for k in keys} for i, v in verdicts.items() if v.get("anomaly", True)}
 
 
-@pytest.mark.parametrize(("hot", "sessions"), [(100_000, 3_000), (100, 4_000)])
+@pytest.mark.parametrize(("hot", "sessions"), [(100_000, 900), (100, 1_200)])
 def test_worker_and_file_agree(hot: int, sessions: int, stack: Stack) -> None:
     """Decisions and anomalies equal `offbeat score`'s, id by id and bit by bit, also with rows evicted all the time."""
     stack.configure(state={"hot_sessions": hot})
@@ -98,7 +98,7 @@ def _promote_with_a_changed_weight(stack: Stack) -> None:
 
 def test_a_killed_workers_partitions_are_taken_over(stack: Stack) -> None:
     """Two workers share the partitions; one is killed while records flow; the other loses nothing."""
-    records = as_records(shop_events(4, 3_000))
+    records = as_records(shop_events(4, 1_200))
     third = len(records) // 3
     with two_workers(stack, records[:third]) as (one, two):
         stack.produce(records[third : 2 * third])
@@ -228,7 +228,7 @@ def test_a_changed_section_is_refused(change: dict[str, Any], sentence: str, sta
         assert worker.stop() == 0
     stack.configure(stream=change)
     with WorkerProcess(stack) as worker:
-        assert worker.process.wait(60) == 1
+        assert worker.process.wait(PATIENCE_S) == 1
         log = worker.log_path.read_text()
     assert sentence in log
     assert "Traceback" not in log
@@ -275,7 +275,7 @@ def test_two_workers_of_one_name_do_not_fight_for_ever(stack: Stack) -> None:
         with WorkerProcess(stack, "w0") as two:
             wait_until(lambda: any(w.process.poll() is not None for w in (one, two)), "one of them to leave")
             gone = one if one.process.poll() is not None else two
-            assert gone.process.wait(30) == 1
+            assert gone.process.wait(PATIENCE_S) == 1
             assert "same instance name" in gone.log_path.read_text()
             assert "Traceback" not in gone.log_path.read_text()
     with WorkerProcess(stack, "w1"):
@@ -403,9 +403,9 @@ def test_a_lost_changelog_is_not_passed_over(stack: Stack) -> None:
     stack.score(as_records(shop_events(17, 20)))
     admin = AdminClient({"bootstrap.servers": stack.address, "log_level": 0})
     changelog = f"{stack.name}.orders.changelog"
-    admin.delete_topics([changelog])[changelog].result(30)
-    wait_until(lambda: changelog not in admin.list_topics(timeout=10).topics, "the changelog to go")
+    admin.delete_topics([changelog])[changelog].result(PATIENCE_S)
+    wait_until(lambda: changelog not in admin.list_topics(timeout=PATIENCE_S).topics, "the changelog to go")
     shutil.rmtree(stack.folder / "data")
     with WorkerProcess(stack) as worker:
-        assert worker.process.wait(60) == 1
+        assert worker.process.wait(PATIENCE_S) == 1
         assert "saved sessions are gone" in worker.log_path.read_text()

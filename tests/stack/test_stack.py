@@ -25,7 +25,7 @@ import yaml
 
 from pipeline.broker import LocalBroker, free_port
 from tests.conftest import need_of_stack
-from tests.kafka import COMMAND, wait_until
+from tests.kafka import COMMAND, PATIENCE_S, wait_until
 
 ROOT = Path(__file__).parents[2]
 DEPLOY = ROOT / "deploy"
@@ -42,7 +42,9 @@ def programs() -> None:
 
 def run(*command: str | Path, **options: Any) -> str:
     """Run to the end, which must be good; returns what was said."""
-    done = subprocess.run([*map(str, command)], capture_output=True, text=True, check=False, timeout=120, **options)
+    done = subprocess.run(
+        [*map(str, command)], capture_output=True, text=True, check=False, timeout=PATIENCE_S, **options
+    )
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout
 
@@ -247,7 +249,7 @@ class Native:
             process.send_signal(signal.SIGTERM)
         for process in self.processes.values():
             try:
-                process.wait(20)
+                process.wait(PATIENCE_S)
             except subprocess.TimeoutExpired:
                 process.kill()
                 process.wait()
@@ -293,14 +295,14 @@ def test_an_incident_goes_through_the_stack(native: Native) -> None:
     def opened() -> set[str]:
         return changes_of(native.told(), "opened") - before
 
-    wait_until(opened, "an incident at the receiver", 60)
+    wait_until(opened, "an incident at the receiver")
     name = min(opened())
-    wait_until(lambda: name in native.alerts(), "the incident to fire", 30)
-    asked = wait_until(lambda: native.query("offbeat_records_total"), "figures over TLS with the token", 30)
+    wait_until(lambda: name in native.alerts(), "the incident to fire")
+    asked = wait_until(lambda: native.query("offbeat_records_total"), "figures over TLS with the token")
     assert float(asked[0]["value"][1]) > 0
     over = ("closed", "merged")  # into an older one
-    wait_until(lambda: name in changes_of(native.told(), *over), "the incident to close", 120)
-    wait_until(lambda: name not in native.alerts(), "the alert to be resolved", 30)
+    wait_until(lambda: name in changes_of(native.told(), *over), "the incident to close")
+    wait_until(lambda: name not in native.alerts(), "the alert to be resolved")
     assert all(message["signed"] for message in native.told())
     said = "".join(native.log(service) for service in native.processes)
     assert not any(secret in said for secret in native.secret_texts())
