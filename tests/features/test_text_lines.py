@@ -282,7 +282,7 @@ def test_access_logs_are_read_back(
     at = when.replace(tzinfo=tz, microsecond=0)
     request = f"{method} {target} HTTP/1.1"
     date = f"{at:%d/%b/%Y:%H:%M:%S %z}"
-    line = f"{client} - {user} [{date}] {in_quotes(request)} {status} {'-' if size is None else size}"
+    line = f"{client} - {in_quotes(user)[1:-1]} [{date}] {in_quotes(request)} {status} {'-' if size is None else size}"
     if combined:
         line += f" {in_quotes(referer)} {in_quotes(agent)}"
     fields = read(line)
