@@ -20,7 +20,7 @@ from pipeline.log_bounds import log_bounds
 from pipeline.storefront_records import Record
 
 _READY_S = 90.0  # of the worker; 4 s on two quiet cores, longer when numba has to compile
-_DRAIN_S = 20.0
+_DRAIN_S = 90.0  # it keeps up on two quiet cores
 _CLOSING_S = 3.0  # for the last incidents to close; those that do not are shown as they are
 _LOOK_MS = 250
 
