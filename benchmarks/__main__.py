@@ -94,7 +94,7 @@ def _quality(screen: Console, *, smoke: bool) -> list[dict[str, Any]]:
     results.append(promise.run(100_000, screen, smoke=True) if smoke else promise.run(5_000_000, screen))
     screen.print("hdfs_worker: worker against file, and against labels")
     if hdfs.available():
-        less: dict[str, Any] = {"learn": 1_200, "play": 500, "promise": 0.1, "model": _SMALL} if smoke else {}
+        less: dict[str, Any] = {"learn": 500, "play": 300, "promise": 0.1, "model": _SMALL} if smoke else {}
         results.append(hdfs_worker.run(screen, **less))
     else:
         screen.print("  left out: the labelled data (../shared/data/hdfs) is not here")

@@ -33,7 +33,7 @@ from pipeline.kafka_jars import KAFKA_VERSION, fetch_jars
 
 HOST = "127.0.0.1"
 
-_READY_S = 60.0  # 2 s on two quiet cores, 5 s after a SIGKILL; the rest is for loaded machines and long logs
+_READY_S = 120.0  # 2 s on two quiet cores, 5 or 32 s after a SIGKILL; else for loaded machines and long logs
 _PORT_ATTEMPTS = 3  # a port found free can be gone when the JVM binds it
 _LAST_LINES = 12
 
@@ -414,8 +414,8 @@ class LocalBroker:
             # data come up behind another controller port.
             "controller.quorum.voters": f"1@{HOST}:{controller_port}",
             # So long may heartbeats stay out before the node is taken for dead and refuses new topics; by default 9 s.
-            # After a SIGKILL it waits as long for its former life to end, which is what data are kept for.
-            "broker.session.timeout.ms": "60000" if self.ephemeral else "3000",
+            # After a SIGKILL a start waits as long, for the former life to end: seldom where data are not kept.
+            "broker.session.timeout.ms": "30000" if self.ephemeral else "3000",
         }
         lines = [f"{key}={_escape(value)}\n" for key, value in {**ours, **self._settings}.items()]
         (self.data_dir / "tmp").mkdir(exist_ok=True)  # the codecs' native libraries are unpacked there

@@ -185,8 +185,9 @@ class ModelSettings(Section):
     )  # fmt: skip
     max_epochs: int = Field(
         200, ge=1, le=10_000,
-        description="Passes over the history at most. Training ends by itself once four have not helped, most often "
-        "long before; a lower bound holds its time down, and may leave the model worse.",
+        description="Passes over the history at most; linear and seasonal need none. Training ends by itself once four "
+        "have not helped, most often long before. A lower bound holds its time down, and may leave the model worse; "
+        "the first three leave nothing out for `contamination`.",
     )  # fmt: skip
 
     @property

@@ -3,8 +3,9 @@
 Tests start hundreds of them, and imports were most of what that costs. Each process that runs tests has two to fork
 from, one of them without torch: workers never import that, and are to have no more in memory than a user's. What comes
 out is a process like any other, with a pid, an environment, a folder and streams of its own, and `kill -9` is what it
-is. Where a start itself is tested, or what a library reads from the environment as it is imported, tests start the
-command as users do.
+is. But all of one server share a seed of hashes, and see modules that another command imported. Where a start itself
+is tested, or what a library reads from the environment as it is imported, tests start the command as users do; storms
+do so every other time.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import atexit
 import gc
 import importlib
 import json
+import math
 import os
 import signal
 import socket
@@ -21,7 +23,6 @@ import sys
 import threading
 import time
 from collections.abc import Mapping, Sequence
-from functools import cache
 from pathlib import Path
 from tempfile import TemporaryFile
 from typing import Any
@@ -29,7 +30,7 @@ from typing import Any
 _ROOT = Path(__file__).parents[1]
 _MOST = 1 << 20  # bytes of a request: arguments and environment
 _LOOK_S = 0.005
-_PATIENCE_S = 900.0  # for a command's end: nothing but a flaw takes as long
+_FAIL_POINT = "FAIL_POINT"
 _LONG_LIVED = {"worker", "alerts", "storefront"}  # these have no use for torch
 
 
@@ -59,10 +60,10 @@ class Forked:
 
     def wait(self, timeout: float | None = None) -> int:
         """Wait for its end; `subprocess.TimeoutExpired` where it does not come in that many seconds."""
-        end = None if timeout is None else time.monotonic() + timeout
+        end = time.monotonic() + (math.inf if timeout is None else timeout)
         while (code := self.poll()) is None:
-            if end is not None and time.monotonic() > end:
-                raise subprocess.TimeoutExpired(self.args, timeout or 0.0)
+            if timeout is not None and time.monotonic() > end:
+                raise subprocess.TimeoutExpired(self.args, timeout)
             time.sleep(_LOOK_S)
         return code
 
@@ -76,13 +77,13 @@ class Forked:
         self.send_signal(signal.SIGKILL)
 
 
-def run_command(arguments: Sequence[str], folder: Path) -> subprocess.CompletedProcess[str]:
+def run_command(arguments: Sequence[str], folder: Path, timeout_s: float) -> subprocess.CompletedProcess[str]:
     """Run a command in a folder to its end, without input, and keep what it prints."""
     with TemporaryFile("w+") as out, TemporaryFile("w+") as errors, Path(os.devnull).open() as nothing:
         streams = (nothing.fileno(), out.fileno(), errors.fileno())
         process = Forked(arguments, streams, folder, os.environ)
         try:
-            code = process.wait(_PATIENCE_S)
+            code = process.wait(timeout_s)
         finally:
             process.kill()  # nothing where it has ended
         out.seek(0)
@@ -100,8 +101,9 @@ class _Server:
         self._lock = threading.Lock()
         with theirs:
             self._process = subprocess.Popen(
-                [sys.executable, "-P", __file__, str(theirs.fileno()), *modules], pass_fds=[theirs.fileno()]
-            )
+                [sys.executable, "-P", __file__, str(theirs.fileno()), *modules], pass_fds=[theirs.fileno()],
+                env={name: value for name, value in os.environ.items() if name != _FAIL_POINT},
+            )  # fmt: skip
 
     def ask(self, question: dict[str, Any], streams: Sequence[int] = ()) -> Any:
         with self._lock:
@@ -116,12 +118,17 @@ class _Server:
         self._process.wait(10)
 
 
-@cache
 def _server(*, with_torch: bool) -> _Server:
-    modules = ["pipeline.worker", "pipeline.alerts.process", "pipeline.commands"]
-    server = _Server(*modules, *(["pipeline.trainer", "models.family"] if with_torch else []))
-    atexit.register(server.close)
-    return server
+    with _starting:
+        if with_torch not in _servers:
+            modules = ["pipeline.worker", "pipeline.alerts.process", "pipeline.commands"]
+            _servers[with_torch] = _Server(*modules, *(["pipeline.trainer", "models.family"] if with_torch else []))
+            atexit.register(_servers[with_torch].close)
+    return _servers[with_torch]
+
+
+_starting = threading.Lock()
+_servers: dict[bool, _Server] = {}
 
 
 def _serve(questions: socket.socket) -> list[str] | None:
@@ -153,12 +160,14 @@ def _become(wanted: dict[str, Any], streams: list[int]) -> None:
     os.chdir(wanted["folder"])
     os.environ.clear()
     os.environ.update(wanted["environ"])
-    if "FAIL_POINT" in os.environ:  # read when it is imported
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    if _FAIL_POINT in os.environ:  # read when it is imported
         importlib.reload(sys.modules["pipeline.failpoints"])
 
 
 def _main(questions: str, *modules: str) -> None:
     sys.path.insert(0, str(_ROOT))
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C ends the tests, which end what was forked, and then us
     for name in ("pipeline.cli", *modules):
         importlib.import_module(name)
     gc.collect()

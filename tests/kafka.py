@@ -30,7 +30,7 @@ from tests.fork_server import Forked, run_command
 
 QUIET = {"log_level": 0}
 MODEL = {"hidden": 16, "context": 6, "max_epochs": 8}  # what is trained is as sensitive as any, and soon there
-# Of brokers that a test kills and starts again: an ephemeral one would wait a minute for its former life to end.
+# Of brokers that a test kills and starts again: an ephemeral one would wait half a minute.
 KILLED_BROKER = {"broker.session.timeout.ms": "3000"}
 # How long tests wait for what must come, in seconds: nothing but a flaw takes as long, even on a machine that is busy.
 PATIENCE_S = 300.0
@@ -94,7 +94,7 @@ class Stack:
 
     def run(self, *arguments: str, check: bool = True) -> subprocess.CompletedProcess[str]:
         """Run a command to its end."""
-        done = run_command([*arguments, "-c", str(self.config_path)], self.folder)
+        done = run_command([*arguments, "-c", str(self.config_path)], self.folder, PATIENCE_S)
         assert not check or done.returncode == 0, done.stderr
         return done
 

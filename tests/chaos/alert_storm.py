@@ -112,7 +112,7 @@ def _live(plan: Plan, stack: Stack, hook: Receiver, incidents: int, report: Repo
     kill_at = [plan.changes * (k + 1) // (plan.kills + 1) for k in range(plan.kills)]
     told, moved_at, seen = False, time.monotonic(), -1
     while True:
-        with Alerts(stack) as alerts:
+        with Alerts(stack, forked=False) as alerts:
             alerts.wait_ready(stack.partitions)
             if not told:
                 tell(stack, [incident(f"i{n}", r, size=500) for r in range(1, REVISIONS + 1) for n in range(incidents)])

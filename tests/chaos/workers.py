@@ -62,7 +62,7 @@ class Worker:
         said, says = os.pipe()
         arguments, folder = ["worker", "-c", str(self._stack.config_path)], self._stack.folder
         with os.fdopen(says, "wb") as end, Path(os.devnull).open() as nothing:
-            if self._command == worker_command():
+            if self._command == worker_command() and len(self.logs) % 2:
                 self.process = Forked(arguments, (nothing.fileno(), says, says), folder, environ)
             else:
                 self.process = subprocess.Popen(

@@ -108,7 +108,7 @@ class Worker:
 
 
 async def until(condition: Callable[[], bool], *workers: Worker) -> None:
-    async with asyncio.timeout(40):
+    async with asyncio.timeout(PATIENCE_S):
         while not condition():
             for worker in workers:
                 worker.report()

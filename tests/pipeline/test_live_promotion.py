@@ -162,7 +162,7 @@ def test_a_kill_around_a_promotion_changes_nothing(stack: Stack, point: str, mon
     first, second = two_bundles(stack)
     records = as_records(shop_events(33, 2_500))
     stack.produce(records)
-    monkeypatch.setenv("FAIL_POINT", f"{point}:9")
+    monkeypatch.setenv("FAIL_POINT", f"{point}:5")
     with WorkerProcess(stack) as dying:
         assert dying.process.wait(PATIENCE_S) == -9
     monkeypatch.delenv("FAIL_POINT")

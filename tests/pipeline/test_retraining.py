@@ -28,6 +28,7 @@ from pipeline.trainer import Trainer
 from pipeline.wire import MESSAGES
 from tests.kafka import (
     COMMAND,
+    MODEL,
     PATIENCE_S,
     Stack,
     WorkerProcess,
@@ -188,7 +189,7 @@ def children(process: subprocess.Popen[bytes]) -> list[int]:
 
 def test_a_killed_trainer_changes_nothing(shop: Stack) -> None:
     """SIGKILL in mid-training: its process ends too, another trainer ends the job, and the bundle is the same."""
-    shop.configure({"promise": {"false_alarm_rate": 0.1}})
+    shop.configure({"promise": {"false_alarm_rate": 0.1}, "model": MODEL | {"max_epochs": 200}})
     shop.produce(as_records(shop_events(1, 400)))
     span = ("--since", "1970-01-02T00:00:00Z", "--until", str(time.time_ns() // 1_000_000))
     one = by_hand(shop, *span)
@@ -205,6 +206,7 @@ def test_a_killed_trainer_changes_nothing(shop: Stack) -> None:
         (child,) = children(killed.process)
         killed.end(signal.SIGKILL)
     wait_until(lambda: not Path(f"/proc/{child}").exists(), "its process to end")
+    assert saved.exists(), "it went on to its end"
     assert end_of(shop, two) is None
     with trainer(shop, "later", "--once") as later:
         assert later.process.wait(PATIENCE_S) == 0
