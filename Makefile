@@ -1,6 +1,6 @@
 # Each target builds .venv first when it is missing or older than the lock files.
 #   make demo    a Kafka broker, events, logs and metrics with faults, and Offbeat finding them (two minutes)
-#   make test    every test, those on a real broker included, four at a time
+#   make test    every test, those on a real broker included, three at a time
 #   make check   ruff, mypy strict, import contracts, generated documents up to date
 #   make chaos   a storm of SECONDS by SEED on a real broker: every fault, then every row and verdict compared
 #   make chaos-alerts   10,000 alerts to a receiver that fails, stalls and throttles, over three kills (ten minutes)
@@ -28,7 +28,7 @@ demo: $(VENV)/ready
 	$(BIN)/offbeat demo $(ARGS)
 
 test: $(VENV)/ready
-	$(BIN)/python -m pytest --numprocesses 4 --dist worksteal $(ARGS)
+	$(BIN)/python -m pytest --numprocesses 3 --dist worksteal $(ARGS)
 
 check: $(VENV)/ready
 	$(BIN)/ruff check .

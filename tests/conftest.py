@@ -38,7 +38,7 @@ from models.spec import SEASONAL, ModelSpec, state_size
 from models.values import Values
 from tests.kafka import Stack, write_untrained_bundle
 
-# Four tests run at a time, beside brokers: how long one takes is no fault of what it tests.
+# Three tests run at a time, beside brokers: how long one takes is no fault of what it tests.
 hypothesis.settings.register_profile("offbeat", deadline=None)
 hypothesis.settings.load_profile("offbeat")
 
