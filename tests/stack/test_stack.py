@@ -288,7 +288,7 @@ def test_an_incident_goes_through_the_stack(native: Native) -> None:
     run(*native.command("topics"), env=native.environ("topics"), cwd=native.folder)
     for service in ("storefront", "worker", "receiver", "alertmanager", "alerts", "prometheus", "trainer"):
         native.start(service)
-    wait_until(lambda: '"first training ended"' in native.log("worker"), "the first bundle", 600)
+    wait_until(lambda: '"first training ended"' in native.log("worker"), "the first bundle", 900)
     before = changes_of(native.told(), "opened")
     native.processes["storefront"].send_signal(signal.SIGUSR1)
 
