@@ -251,7 +251,7 @@ def test_readme_scores_a_file(tmp_path: Path) -> None:
     environment = {k: v for k, v in os.environ.items() if not k.startswith("OFFBEAT_")}
     done = subprocess.run(
         ["bash", "-euo", "pipefail", "-c", "\n".join(lines)], cwd=tmp_path, capture_output=True, text=True,
-        timeout=PATIENCE_S, check=False, env=environment | {"PATH": f"{bin_dir}{os.pathsep}{environment['PATH']}"},
+        timeout=3 * PATIENCE_S, check=False, env=environment | {"PATH": f"{bin_dir}{os.pathsep}{environment['PATH']}"},
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     anomalies = [json.loads(line) for line in done.stdout.splitlines() if line.startswith("{")]

@@ -625,7 +625,7 @@ def test_demo_finds_the_faults_and_leaves_nothing(
     with capsys.disabled():
         print(f"\noffbeat demo --seed {seed}")
     demo = Demo(tmp_path, seed)
-    text, _ = demo.process.communicate(timeout=900)
+    text, _ = demo.process.communicate(timeout=1_800)
     assert demo.process.returncode == 0, text
     assert demo.left() == []
     for stream in STREAMS:
