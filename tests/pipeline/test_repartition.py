@@ -455,7 +455,8 @@ def test_what_is_labelled_teaches_nothing(internal: Internal) -> None:
     history = from_topic(
         clients, settings.stream("orders"), make_decoder(settings, "orders"), None, None, lambda _n, _total: None
     )
-    untold = {"stream": "orders", "id": f"orders/{internal.source}/0/0/record", "label": "anomaly"}
+    of_none_told = f"orders/{internal.source}/0/{len(records)}/record"  # past the last: an id of none of those labelled
+    untold = {"stream": "orders", "id": of_none_told, "label": "anomaly"}
     internal.produce([(b"k", json.dumps(untold).encode())], f"{internal.name}.labels")
     left, left_out = without_labelled(settings, clients, "orders", history)
     assert (left_out.sessions, left_out.unknown) == (2, 1)
