@@ -77,13 +77,12 @@ def train_stream(
     seed: int, as_json: bool, contamination: float | None = None, resumes: bool = False, why: str | None = None,
 ) -> None:  # fmt: skip
     """Read history, fit, write the bundle, and let it serve if asked or if none does."""
-    from models.training import TrainingOptions
     from pipeline.history import from_file, from_topic, parse_moment_ms
     from pipeline.labelled_history import in_words, without_labelled
     from pipeline.model_commands import try_to_tell
     from pipeline.registry import Registry
     from pipeline.serving import make_decoder
-    from pipeline.train import learn_bundle
+    from pipeline.train import learn_bundle, options_of
 
     stream = settings.stream(name)
     directory = settings.bundles_dir / name
@@ -109,8 +108,7 @@ def train_stream(
             screen.print(told, style="yellow")
     for reason, number in history.rejected.items():
         screen.print(f"left out {number:,} records: {reason}", style="yellow")
-    share = stream.model.contamination if contamination is None else contamination
-    options = TrainingOptions(seed=seed, contamination=share, max_epochs=stream.model.max_epochs)
+    options = options_of(stream.model, seed=seed, contamination=contamination)
     origin = f"topic {stream.topic}" if source is None else f"file {source.name}"
     digest, learned = learn_bundle(settings, registry, history, options, source=origin, why=why, resumes=resumes)
     serves = promoted or registry.serving_if_known() is None

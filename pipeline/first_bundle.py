@@ -34,20 +34,19 @@ def train_first(settings: Settings, name: str) -> dict[str, Any]:
         The topic cannot be read, or nothing can be learned from it.
     """
     from detectors.first_checks import check_first
-    from models.training import TrainingOptions
     from pipeline.clients import Clients
     from pipeline.history import History, from_topic
     from pipeline.labelled_history import without_labelled
     from pipeline.model_commands import try_to_tell
     from pipeline.registry import Registry
     from pipeline.serving import load_bundle, make_decoder, make_live_decoder, make_parts
-    from pipeline.train import learn_bundle
+    from pipeline.train import learn_bundle, options_of
 
     def quietly(_done: int, _total: int) -> None:
         pass
 
     stream, registry, clients = settings.stream(name), Registry(settings, name), Clients(settings)
-    options = TrainingOptions(contamination=stream.model.contamination, max_epochs=stream.model.max_epochs)
+    options = options_of(stream.model)
     reason = "the first, by offbeat worker --auto-train"
     history = from_topic(clients, stream, make_decoder(settings, name), None, None, quietly)
     taught, cuts = zip(*map(without_end, history.events), strict=True)

@@ -22,7 +22,6 @@ from detectors.parts import Learned
 from features.events import Events
 from models.bundle import read_manifest
 from models.errors import BundleError, ModelError, ResumeError
-from models.training import TrainingOptions
 from pipeline.child import yield_to_others
 from pipeline.clients import Clients
 from pipeline.errors import OffbeatError, RetrainError
@@ -33,7 +32,7 @@ from pipeline.registry import Registry
 from pipeline.retraining import labels_of
 from pipeline.serving import load_bundle, make_decoder, make_live_decoder, make_parts
 from pipeline.settings import Settings, load_settings
-from pipeline.train import OF_JOBS, learn_bundle, states_of
+from pipeline.train import OF_JOBS, learn_bundle, options_of, states_of
 from pipeline.wire import RetrainJob
 
 _NOTHING = 2**62  # an offset from which on nothing is: of a partition without records of the new world
@@ -107,8 +106,7 @@ def _made_before(registry: Registry, job: RetrainJob) -> str | None:
 
 def _train(settings: Settings, registry: Registry, taught: History, job: RetrainJob) -> str:
     stream = settings.stream(job.stream)
-    model = stream.model
-    options = TrainingOptions(seed=job.seed, contamination=model.contamination, max_epochs=model.max_epochs)
+    options = options_of(stream.model, seed=job.seed)
 
     def learn(*, resumes: bool) -> str:
         return learn_bundle(

@@ -24,6 +24,7 @@ from pipeline.registry import Registry
 from pipeline.screen import progress_bar, screen
 from pipeline.serving import certificate, make_parts
 from pipeline.settings import Settings
+from pipeline.stream_settings import ModelSettings
 from pipeline.training_folder import NAME, TrainingFolder, training_folder
 
 OF_JOBS = ".retraining"
@@ -56,6 +57,12 @@ def learn_bundle(
         digest = registry.save(learned.content, files, told)
         folder.remove()
     return digest, learned
+
+
+def options_of(model: ModelSettings, *, seed: int = 0, contamination: float | None = None) -> TrainingOptions:
+    """How a stream's model is trained; `contamination` None: as its settings have it."""
+    share = model.contamination if contamination is None else contamination
+    return TrainingOptions(seed=seed, contamination=share, max_epochs=model.max_epochs)
 
 
 def states_of(settings: Settings, stream: str) -> Path:
