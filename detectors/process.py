@@ -296,8 +296,8 @@ def _after(
 ) -> SessionRows:  # fmt: skip
     """The rows, but for what `remember` writes."""
     clocks = walk.clocks
-    after = replace(
-        rows.copy(), hidden=hidden, events=clocks.events, first_ms=clocks.first_ms, last_ms=clocks.last_ms,
+    after = rows.copy(
+        hidden=hidden, events=clocks.events, first_ms=clocks.first_ms, last_ms=clocks.last_ms,
         held=intake.ordered.held, windows=intake.windows, counter_value=counters[0], counter_ms=counters[1],
         segment=segment,
     )  # fmt: skip

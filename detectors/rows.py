@@ -130,16 +130,16 @@ class SessionRows:
 
     def take(self, indices: NDArray[np.intp]) -> SessionRows:
         """Copies of some rows, in the order given."""
-        return SessionRows(*(getattr(self, f.name)[indices] for f in fields(self)))
+        return SessionRows(*[getattr(self, name)[indices] for name in COLUMNS])
 
-    def copy(self) -> SessionRows:
-        """A copy that shares nothing."""
-        return SessionRows(*(getattr(self, f.name).copy() for f in fields(self)))
+    def copy(self, **changed: NDArray[Any]) -> SessionRows:
+        """A copy that shares nothing, with columns that are given instead of its own."""
+        return SessionRows(*[changed[name] if name in changed else getattr(self, name).copy() for name in COLUMNS])
 
     def put(self, indices: NDArray[np.intp], rows: SessionRows) -> None:
         """Overwrite some rows in place; for the store that owns them."""
-        for f in fields(self):
-            getattr(self, f.name)[indices] = getattr(rows, f.name)
+        for name in COLUMNS:
+            getattr(self, name)[indices] = getattr(rows, name)
 
     def recent(self, row: int) -> tuple[NDArray[np.int64], NDArray[np.uint64], NDArray[np.float32]]:
         """The session's last events, oldest first: (k,) times, (k, F) token hashes and (k, N) numbers, k <= W."""
@@ -149,6 +149,7 @@ class SessionRows:
         return self.context_ms[row, order], self.context_tokens[row, order], self.context_numbers[row, order]
 
 
+COLUMNS = tuple(f.name for f in fields(SessionRows))
 DTYPES: dict[str, str] = {
     "events": "<i8", "first_ms": "<i8", "last_ms": "<i8", "applied": "<i8", "worst": "<f4", "worst_offset": "<i8",
     "bundle": "<u8", "hidden": "<f4", "context_ms": "<i8", "context_tokens": "<u8",
