@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
-from tests.kafka import PATIENCE_S, Child, Stack, wait_until
+from tests.kafka import Child, Stack, wait_until
 
 SECRET = "whsec_" + "b2ZmYmVhdC10ZXN0cy1vZmZiZWF0LXRlc3RzLTEyMzQ="  # nobody's
 FAST = {"timeout": "10s", "retries": ["100ms"] * 20, "rate_limit": "100000/s"}
@@ -156,9 +156,9 @@ class Alerts(Child):
         found = [line.rsplit(" ", 1)[1] for line in self.metrics().splitlines() if line.startswith(series + " ")]
         return float(found[0]) if found else 0.0
 
-    def wait_for(self, series: str, value: float, timeout_s: float = PATIENCE_S) -> None:
+    def wait_for(self, series: str, value: float) -> None:
         """Wait until a metric has that value: it follows what a receiver saw, once the outbox has it."""
-        wait_until(lambda: self.value(series) == value, f"{series} to be {value}", timeout_s)
+        wait_until(lambda: self.value(series) == value, f"{series} to be {value}")
 
     def rss_mb(self) -> float:
         """Resident memory."""

@@ -158,10 +158,10 @@ class Stack:
             self.wait_until_scored()
             assert worker.stop() == 0
 
-    def wait_until_scored(self, timeout_s: float = PATIENCE_S) -> None:
+    def wait_until_scored(self) -> None:
         """Wait until a checkpoint covers every record produced so far."""
         ends = self.ends()
-        wait_until(lambda: self.committed() == ends, f"offsets {ends}", timeout_s)
+        wait_until(lambda: self.committed() == ends, f"offsets {ends}")
 
 
 class Child:
@@ -202,14 +202,14 @@ class Child:
                 lines.append({"event": "", "raw": line})
         return lines
 
-    def wait_ready(self, partitions: int, timeout_s: float = PATIENCE_S) -> None:
+    def wait_ready(self, partitions: int) -> None:
         """Wait until that many partitions have been opened."""
 
         def opened() -> bool:
             assert self.process.poll() is None, self.log_path.read_text()[-3000:]
             return sum(line["event"] == self.OPENS for line in self.log()) >= partitions
 
-        wait_until(opened, f"'{self.OPENS}' {partitions} times", timeout_s)
+        wait_until(opened, f"'{self.OPENS}' {partitions} times")
 
     @property
     def address(self) -> str:
