@@ -34,7 +34,7 @@ def measure(stack: Stack, records: int) -> Steady:
 
 
 def under_way(records: int, look: Callable[[], tuple[float, ...]]) -> tuple[float, ...]:
-    """By how much what `look` sees grows between the first tenth of the records and nearly the last of them.
+    """By how much what `look` sees grows from the last look before a tenth of the records until nearly all are scored.
 
     Parameters
     ----------
@@ -43,10 +43,10 @@ def under_way(records: int, look: Callable[[], tuple[float, ...]]) -> tuple[floa
     """
     first = last = look()
     while last[1] < _TO * records:
+        if last[1] < _FROM * records:  # of few records, or on a busy machine, the next look may be the last
+            first = last
         time.sleep(_LOOK_S)
         last = look()
-        if first[1] < _FROM * records:
-            first = last
     if last[1] <= first[1]:
         message = f"the worker had scored all {records:,} records before it was looked at: measure more"
         raise RuntimeError(message)
