@@ -67,7 +67,7 @@ def test_a_slow_receiver_delays_no_other(stack: Stack) -> None:
         with Alerts(stack) as alerts:
             alerts.wait_ready(stack.partitions)
             tell(stack, [incident(f"i{n}", 1) for n in range(40)])
-            wait_until(lambda: len(ops.delivered) == 40, "all at the quick one", 10)
+            wait_until(lambda: len(ops.delivered) == 40, "all at the quick one", 30)
             pending = 'offbeat_alerts_pending{receiver="%s"}'
             alerts.wait_for(pending % "ops", 0)
             alerts.wait_for(pending % "slow", 40)

@@ -281,7 +281,7 @@ def test_a_request_that_drips_is_let_go(site: Site, monkeypatch: pytest.MonkeyPa
             except ConnectionError:
                 return True
 
-        wait_until(ended, "the other side to hang up", 5)
+        wait_until(ended, "the other side to hang up")
 
 
 def test_too_many_connections_are_closed(site: Site) -> None:
@@ -301,7 +301,7 @@ def test_too_many_connections_are_closed(site: Site) -> None:
             return site.ask("/healthz")[0].status == 200
         return False
 
-    wait_until(served, "being served again", 10)
+    wait_until(served, "being served again")
 
 
 def test_too_many_requests_are_refused(site: Site) -> None:
