@@ -182,8 +182,8 @@ def _handshake(security: SecuritySettings, address: str) -> BrokerRefusedError |
                 f"the certificate of {address} is for another name; write a name that stands in it in broker.servers"
             )
         return BrokerRefusedError(message)
-    except OSError:  # SSLError among them: no TLS there, or it wants a certificate, which the client heard
-        if not security.has_tls:
+    except OSError as error:  # SSLError among them: no TLS there, or it wants a certificate, which the client heard
+        if not security.has_tls or isinstance(error, TimeoutError):  # one that listens may be busy
             return True
         message = f"{address} speaks no TLS; name its TLS port in broker.servers, or correct broker.security.protocol"
         return BrokerRefusedError(message)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import socket
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +13,7 @@ from typing import Any
 
 import pytest
 
+from pipeline import clients
 from pipeline.broker import LocalBroker
 from pipeline.clients import Clients
 from pipeline.errors import BrokerRefusedError, BrokerUnavailableError, ConfigError, OffbeatError
@@ -214,3 +216,13 @@ def test_nobody_there_is_still_said(tmp_path: Path) -> None:
     settings = parse_settings({"broker": "127.0.0.1:1", "streams": STREAMS}, {})
     with pytest.raises(OffbeatError, match=r"no Kafka broker answers at 127.0.0.1:1 .*start one with"):
         Clients(settings).admin()
+
+
+def test_who_is_slow_is_not_said_to_lack_tls(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A broker that listens and does not answer yet may be busy: it is asked on, as long as any."""
+    monkeypatch.setattr(clients, "CONNECT_TIMEOUT_S", 3.0)
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        broker = {"servers": f"127.0.0.1:{silent.getsockname()[1]}", "security": {"protocol": "SSL"}}
+        settings = parse_settings({"broker": broker, "streams": STREAMS}, {})
+        with pytest.raises(BrokerUnavailableError, match="hangs up, or is not ready"):
+            Clients(settings).admin()
