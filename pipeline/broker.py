@@ -414,8 +414,8 @@ class LocalBroker:
             # data come up behind another controller port.
             "controller.quorum.voters": f"1@{HOST}:{controller_port}",
             # So long may heartbeats stay out before the node is taken for dead and refuses new topics; by default 9 s.
-            # After a SIGKILL a start waits as long, for the former life to end: seldom where data are not kept.
-            "broker.session.timeout.ms": "30000" if self.ephemeral else "3000",
+            # After a SIGKILL a start waits as long, for the former life to end; what is ephemeral has none at first.
+            "broker.session.timeout.ms": "30000" if self.ephemeral and not self._started_before else "3000",
         }
         lines = [f"{key}={_escape(value)}\n" for key, value in {**ours, **self._settings}.items()]
         (self.data_dir / "tmp").mkdir(exist_ok=True)  # the codecs' native libraries are unpacked there

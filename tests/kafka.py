@@ -30,8 +30,6 @@ from tests.fork_server import Forked, run_command
 
 QUIET = {"log_level": 0}
 MODEL = {"hidden": 16, "context": 6, "max_epochs": 8}  # what is trained is as sensitive as any, and soon there
-# Of brokers that a test kills and starts again: an ephemeral one would wait half a minute.
-KILLED_BROKER = {"broker.session.timeout.ms": "3000"}
 # How long tests wait for what must come, in seconds: nothing but a flaw takes as long, even on a machine that is busy.
 PATIENCE_S = 300.0
 COMMAND = [sys.executable, "-P", "-m", "pipeline.cli"]  # -P: a folder with a pipeline/ of its own is not in the way
@@ -77,7 +75,10 @@ class Stack:
             "streams": {
                 "orders": {
                     "topic": self.source, "start": "earliest", "time": "ts", "tokens": ["action", "status"],
-                    "session": {"by": "session", "gap": "5s", "end_when": {"action": "close"}, "max_events": 12},
+                    # Not ended by the wall clock: a file has none, and a machine may stand still for a minute.
+                    "session": {
+                        "by": "session", "gap": "5s", "idle": "1h", "end_when": {"action": "close"}, "max_events": 12,
+                    },
                     "model": MODEL, "promise": {"false_alarm_rate": 0.1},
                 }
                 | (stream or {})

@@ -28,14 +28,14 @@ from tests.chaos.rows import read_rocksdb
 from tests.chaos.schedule import WORKERS, Fault
 from tests.chaos.workers import StormError, Worker, read_log, worker_command
 from tests.chaos.workload import GAP_MS, MAX_EVENTS, RECORDS_PER_S, Feed
-from tests.kafka import KILLED_BROKER, QUIET, Stack, write_untrained_bundle
+from tests.kafka import QUIET, Stack, write_untrained_bundle
 
 PARTITIONS = 4
 _FIRST_WORKERS = 2
 _STANDSTILL_S = 60.0  # in the calm the group's offsets move at least that often, until they cover everything
 _RESTART_S = 0.5
 # Compaction goes on during a storm: small segments, and a cleaner that looks often.
-_BROKER = KILLED_BROKER | {
+_BROKER = {
     "log.segment.bytes": str(4 << 20),
     "log.cleaner.backoff.ms": "3000",
     "log.cleaner.min.cleanable.ratio": "0.2",

