@@ -95,6 +95,6 @@ class AutoTrain:
             result, why = "failed", repr(error)
         if self._stopped:
             return
-        self._metrics.auto_trainings.labels(stream, result).inc()
         if result == "failed":
             log.error("no first bundle yet", stream=stream, why=why[:500], again_after=self._due[stream])
+        self._metrics.auto_trainings.labels(stream, result).inc()

@@ -81,6 +81,7 @@ def test_a_failure_is_said_and_tried_again_later(
     (said,) = [json.loads(line) for line in capfd.readouterr().err.splitlines() if "no first bundle yet" in line]
     assert why in said["why"]
     assert said["again_after"] == 20
+    wait_until(lambda: auto._thread is not None and not auto._thread.is_alive(), "its end")
     auto.ended("orders", 9)
     time.sleep(0.1)
     assert count("failed") == 1
@@ -118,7 +119,7 @@ def test_a_stream_trains_itself(stack: Stack) -> None:
     with WorkerProcess(stack, options=("--auto-train", "150")) as worker:
         stack.produce(as_records(shop_events(8, 1_200)))
         serving = stack.folder / "bundles" / "orders" / "serving"
-        wait_until(serving.exists, "a bundle that serves")
+        wait_until(serving.exists, "a bundle that serves", 5 * PATIENCE_S)  # a training is nice: it may have to wait
         wait_until(lambda: "bundle promoted" in worker.log_path.read_text(), "that the worker takes it")
         stack.produce(as_records(shop_events(9, 100)))
         stack.wait_until_scored()
