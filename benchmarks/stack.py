@@ -166,11 +166,11 @@ class WorkerProcess:
     def stop(self) -> None:
         """Ask it to end, and wait."""
         self._process.terminate()
-        self._process.wait(60)
+        self._process.wait(300)
 
     def _page(self, name: str) -> str:
         address = self.lines("worker starts")[0]["metrics"]
-        with urllib.request.urlopen(f"{address}/{name}", timeout=10) as page:  # noqa: S310 (our own worker)
+        with urllib.request.urlopen(f"{address}/{name}", timeout=60) as page:  # noqa: S310 (our own worker)
             return str(page.read().decode())
 
     def __enter__(self) -> Self:

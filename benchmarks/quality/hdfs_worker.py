@@ -122,7 +122,7 @@ def play_through(folder: Path, address: str, *, as_text: bool = False) -> list[d
             time.sleep(0.2)
     finally:
         worker.terminate()
-        worker.wait(30)
+        worker.wait(300)
     return [json.loads(_text(m.value())) for m in read_topic(address, "offbeat.decisions")]
 
 

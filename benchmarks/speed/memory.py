@@ -59,6 +59,7 @@ def _watch(
     while (now := time.monotonic() - began) < seconds:
         resident.append((now, worker.resident()))
         time.sleep(1.0)
+    resident.append((now, worker.resident()))
     stop.set()
     feeder.join()
     done = worker.metric("offbeat_records_total") - records

@@ -77,7 +77,8 @@ def takeover(address: str, folder: Path, sessions: int) -> dict[str, Any]:
         time.sleep(2.0 + sessions / 20_000)  # until the standbys are in step
         before = len(two.lines("partition opened"))
         one.kill()
-        began = two.wait_for(lambda: not two.ready())  # its partitions are revoked: the rebalance begins
+        # Its partitions are revoked: the rebalance begins. It may be over before anybody looks.
+        began = two.wait_for(lambda: not two.ready() or len(two.lines("partition opened")) > before)
         ended = two.wait_ready()
         opened = [line for line in two.lines("partition opened")[before:] if not line["kept"]]
     return {

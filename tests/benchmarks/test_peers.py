@@ -25,7 +25,7 @@ def test_smoke(kafka: None, tmp_path: Path) -> None:
     out = tmp_path / "results.json"
     done = subprocess.run(
         [sys.executable, "-m", "benchmarks", "peers", "--smoke", "--out", str(out)], capture_output=True, text=True,
-        timeout=600, check=False, cwd=Path(__file__).parents[2],
+        timeout=1800, check=False, cwd=Path(__file__).parents[2],
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     (found,) = json.loads(out.read_text())["results"]

@@ -41,7 +41,7 @@ def test_unit_costs_can_be_measured(kafka: None, tmp_path: Path, capsys: pytest.
     out = tmp_path / "costs.json"
     done = subprocess.run(
         [sys.executable, "-m", "benchmarks", "unit-costs", "--smoke", "--out", str(out)], capture_output=True,
-        text=True, timeout=600, check=False, cwd=ROOT,
+        text=True, timeout=1800, check=False, cwd=ROOT,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     costs = read_unit_costs(out)
