@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import re
+from collections.abc import Mapping
 from pathlib import Path
 
 from tests.chaos.mutants import MUTANTS
@@ -16,6 +17,7 @@ ENTRY = Path(__file__).with_name("mutants.py")
 SLOW = {"SLOW_OUTPUTS": "0.8"}
 RECORDS_PER_S = 600
 AT_ONCE = 3  # storms; each is mostly waiting
+TRIES = 3  # a fault shows its mutant only if others are quick enough to take over, as on a busy machine they may not be
 # For each mutant the fault that must show it.
 FAULTS = {
     "unfenced": Fault(4.0, "stop-at-point", 0, SESSION_TIMEOUT_S + 4.0, "checkpoint/0:3"),
@@ -35,9 +37,8 @@ EVIDENCE = {
 }
 
 
-def run_storms(kafka_address: str, folder: Path) -> dict[str, Report]:
-    """A storm over each mutant with its fault, and one over the worker that is whole (`none`) with all of these."""
-    each = {point.point: point for point in FAULTS.values()}.values()
+def run_storms(kafka_address: str, folder: Path, storms: Mapping[str, list[Fault]]) -> dict[str, Report]:
+    """A storm over each mutant with its faults."""
 
     async def rage() -> dict[str, Report]:
         room = asyncio.Semaphore(AT_ONCE)
@@ -49,7 +50,6 @@ def run_storms(kafka_address: str, folder: Path) -> dict[str, Report]:
             async with room:
                 return await Storm(plan, folder / mutant, address=kafka_address).run()
 
-        storms = {"none": list(each)} | {mutant: [fault] for mutant, fault in FAULTS.items()}
         found = await asyncio.gather(*(one(mutant, faults) for mutant, faults in storms.items()))
         return dict(zip(storms, found, strict=True))
 
@@ -63,10 +63,19 @@ def test_each_mutant_has_its_fault() -> None:
 
 def test_mutants_are_caught_and_the_whole_worker_passes(kafka_address: str, tmp_path: Path) -> None:
     """With one thing broken its fault makes the storm fail, by its own evidence; the whole worker suffers them all."""
-    reports = run_storms(kafka_address, tmp_path)
+    each = {point.point: point for point in FAULTS.values()}.values()
+    left = {mutant: [fault] for mutant, fault in FAULTS.items()}
+    reports = run_storms(kafka_address, tmp_path / "0", {"none": list(each)} | left)
     whole = reports.pop("none")
     assert whole.passed, str(whole)
     assert whole.reached == {fault.point.partition(":")[0] for fault in FAULTS.values()}
+    for number in range(1, TRIES):
+        left = {mutant: faults for mutant, faults in left.items() if not is_caught(mutant, reports[mutant])}
+        reports |= run_storms(kafka_address, tmp_path / str(number), left)
     for mutant, report in reports.items():
-        found = [complaint for complaint in report.complaints if re.search(EVIDENCE[mutant], complaint)]
-        assert found, f"{mutant}\n{report}"
+        assert is_caught(mutant, report), f"{mutant}\n{report}"
+
+
+def is_caught(mutant: str, report: Report) -> bool:
+    """Whether the storm complains of what the mutant does."""
+    return any(re.search(EVIDENCE[mutant], complaint) for complaint in report.complaints)

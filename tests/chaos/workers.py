@@ -19,7 +19,7 @@ from tests.kafka import Stack
 
 LAST_LINES = 25
 _LOOK_S = 0.05
-_END_S = 60.0
+_END_S = 180.0
 # Sentences with which no fault is an excuse to end: saved state that does not fit.
 _NEVER = ("somebody reset it", "sessions are gone", "same instance name", "was deleted and made anew", "cannot follow")
 

@@ -280,11 +280,15 @@ def test_a_megabyte_of_everything_takes_linear_time() -> None:
 
 
 def took(piece: str, size: int) -> float:
-    """Seconds of processor for a text of that many characters."""
+    """Seconds of processor for a text of that many characters, the least of three times."""
     text = (piece * (size // len(piece) + 1))[:size] + "@::</-- key"  # opens the gates
-    began = time.process_time()
-    redact(text)
-    return time.process_time() - began
+
+    def once() -> float:
+        began = time.process_time()
+        redact(text)
+        return time.process_time() - began
+
+    return min(once() for _ in range(3))
 
 
 def test_few_ordinary_lines_change(shared_data: Path) -> None:

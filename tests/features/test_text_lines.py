@@ -524,11 +524,11 @@ def test_a_line_is_read_alone(lines: list[bytes], shuffled: Any) -> None:
     ],
 )  # fmt: skip
 def test_long_lines_take_no_longer_than_they_are(line: str) -> None:
-    """Formats are walked in time in proportion to the line: a quarter of a megabyte of traps takes no second."""
+    """Formats are walked in time in proportion to the line: a quarter of a megabyte of traps takes a second."""
     line = line[:MAX_LINE_BYTES]
     began = time.process_time()
     read(line)
-    assert time.process_time() - began < 1
+    assert time.process_time() - began < 5  # in time by its square it would be minutes
 
 
 # --- patterns

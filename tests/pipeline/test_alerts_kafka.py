@@ -113,13 +113,13 @@ def test_a_retry_keeps_its_schedule_over_a_kill(stack: Stack) -> None:
             alerts.wait_ready(stack.partitions)
             tell(stack, [incident("i", 1)])
             wait_until(lambda: len(ops.got) == 2, "two attempts")
-            time.sleep(1.0)  # until what became of the second is written
+            time.sleep(5.0)  # until what became of the second is written
             alerts.kill()
         with Alerts(stack):
             wait_until(lambda: dead_letters(stack), "the end of its attempts")
         assert len(ops.got) == 3
         waited = ops.got[2].at - ops.got[1].at
-        assert 14.9 < waited < 30
+        assert 14.9 < waited < PATIENCE_S
         assert len({got.name for got in ops.got}) == 1
         assert dead_letters(stack)[0]["alert"]["attempts"] == 3
 
@@ -152,7 +152,7 @@ def test_a_receiver_that_is_gone_is_disabled(stack: Stack) -> None:
             stack.run("alerts", "redeliver", "--receiver", "ops")
             wait_until(lambda: len(ops.delivered) == 11, "what was given up")
             tell(stack, [incident("k", 1)])
-            wait_until(lambda: "k/1" in ops.changes(), "what is new")
+            wait_until(lambda: "k/1" in ops.changes() and "k/1" in other.changes(), "what is new")
         assert sorted(set(other.changes())) == sorted([*(f"i{n}/1" for n in range(10)), "j/1", "k/1"])
     assert "there is no receiver 'x'" in stack.run("alerts", "enable", "x", check=False).stderr
 
@@ -165,7 +165,7 @@ def test_a_receiver_that_asks_for_less_rests_as_a_whole(stack: Stack) -> None:
         if throttled:
             return Answer()
         throttled.append(name)
-        return Answer(429, {"Retry-After": "3"})
+        return Answer(429, {"Retry-After": "10"})  # so long that a gauge which is looked at now and then shows it
 
     with receiver(answer) as ops:
         configure(stack, {"ops": ops.settings(parallel=1, retries=[])})
@@ -175,7 +175,7 @@ def test_a_receiver_that_asks_for_less_rests_as_a_whole(stack: Stack) -> None:
             wait_until(lambda: ops.got, "the first request")
             alerts.wait_for('offbeat_alerts_throttled{receiver="ops"}', 1)
             wait_until(lambda: len(ops.delivered) == 20, "all")
-        assert ops.got[1].at - ops.got[0].at >= 3.0
+        assert ops.got[1].at - ops.got[0].at >= 10.0
         assert not dead_letters(stack)
 
 
@@ -243,6 +243,11 @@ def is_ready(alerts: Alerts) -> bool:
         return False
 
 
+def opened(alerts: Alerts) -> int:
+    """How often it has opened a partition of its outbox."""
+    return sum(line.get("event") == "outbox opened" for line in alerts.log())
+
+
 def test_a_process_that_was_stopped_and_woken_writes_nothing_old(stack: Stack) -> None:
     """Its partitions are another's by then; it may send what it had begun, and then it is a member again."""
     with receiver(lambda _: Answer(late_s=0.05)) as ops:
@@ -254,8 +259,9 @@ def test_a_process_that_was_stopped_and_woken_writes_nothing_old(stack: Stack) -
             one.process.send_signal(signal.SIGSTOP)
             with Alerts(stack, "a1") as two:
                 wait_until(lambda: len(set(ops.changes())) == 80, "all, by the other")
+                before = opened(one)
                 one.process.send_signal(signal.SIGCONT)
-                wait_until(lambda: is_ready(one), "the first to be a member again")
+                wait_until(lambda: opened(one) > before and is_ready(one), "the first to be a member again")
                 tell(stack, [incident(f"i{n}", 5) for n in range(20)])
                 wait_until(lambda: len(set(ops.changes())) == 100, "what came then")
                 assert two.stop() == 0
@@ -293,6 +299,7 @@ def test_a_first_start_tells_what_happens_from_then_on(stack: Stack) -> None:
             alerts.wait_ready(stack.partitions)
             tell(stack, [incident("new", 1)])
             wait_until(lambda: ops.changes() == ["new/1"], "what is new")
+            wait_until(lambda: 'alert_delivery_seconds_count{receiver="ops"} 1.0' in alerts.metrics(), "it to end")
             alerts.kill()
         tell(stack, [incident("meanwhile", 1)])
         with Alerts(stack):
@@ -345,6 +352,7 @@ def test_a_topic_made_anew_is_read_from_its_start(stack: Stack) -> None:
             alerts.stop()
         admin = AdminClient({"bootstrap.servers": stack.address})
         admin.delete_topics([f"{stack.name}.incidents"])[f"{stack.name}.incidents"].result(PATIENCE_S)
+        wait_until(lambda: f"{stack.name}.incidents" not in admin.list_topics(timeout=PATIENCE_S).topics, "it to go")
         time.sleep(2.0)
         stack.run("topics", "--create")
         tell(stack, [incident("new", 1)])

@@ -83,7 +83,7 @@ class Worker:
         self.assignor, self._topic = OffbeatAssignor(Owned(instance), 1), topic
         settings = parse_settings(DEMAND | {"broker": address}, {})
         self.consumer: AIOKafkaConsumer = Clients(settings).group_consumer(
-            group=group, instance=instance, assignors=[self.assignor], session_timeout_ms=6_000, max_poll_records=10
+            group=group, instance=instance, assignors=[self.assignor], session_timeout_ms=15_000, max_poll_records=10
         )
 
     async def start(self) -> None:

@@ -306,14 +306,14 @@ def produce(address: str, topic: str, values: list[bytes]) -> None:
     producer = new_producer(address)
     for value in values:
         producer.produce(topic, value, key=b"key")
-    assert producer.flush(10) == 0
+    assert producer.flush(PATIENCE_S) == 0
 
 
 def consume(address: str, topic: str, count: int) -> list[bytes | None]:
     consumer = Consumer({"bootstrap.servers": address, "group.id": topic, "auto.offset.reset": "earliest"})
     consumer.subscribe([topic])
     found: list[bytes | None] = []
-    deadline = time.monotonic() + 15
+    deadline = time.monotonic() + PATIENCE_S
     while len(found) < count and time.monotonic() < deadline:
         found += [message.value() for message in consumer.consume(count, 0.2) if message.error() is None]
     consumer.close()
@@ -328,7 +328,7 @@ def is_running(pid: int) -> bool:
 
 
 def ends_soon(pid: int) -> bool:
-    deadline = time.monotonic() + 10
+    deadline = time.monotonic() + PATIENCE_S
     while is_running(pid) and time.monotonic() < deadline:
         time.sleep(0.02)
     return not is_running(pid)
@@ -338,11 +338,11 @@ def test_transaction_is_read_when_committed(broker: LocalBroker) -> None:
     """A consumer group reads what a transaction committed and nothing of what another aborted."""
     create_topic(broker.address, "payments")
     producer = Producer({"bootstrap.servers": broker.address, "transactional.id": "t"})
-    producer.init_transactions(15)
+    producer.init_transactions(PATIENCE_S)
     for value, end in ((b"aborted", producer.abort_transaction), (b"committed", producer.commit_transaction)):
         producer.begin_transaction()
         producer.produce("payments", value)
-        producer.flush(10)
+        producer.flush(PATIENCE_S)
         end()
     assert consume(broker.address, "payments", 1) == [b"committed"]
 

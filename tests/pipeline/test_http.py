@@ -138,13 +138,13 @@ def test_other_pages_are_not_there(site: Site) -> None:
 
 def test_an_unfinished_request_blocks_nobody(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
     """Clients that stop in mid-request are let go after a while, and others are served meanwhile."""
-    monkeypatch.setattr(http._Handler, "timeout", 1.0)
+    monkeypatch.setattr(http._Handler, "timeout", 5.0)
     hanging = [socket.create_connection(("127.0.0.1", site.pages.port), timeout=10) for _ in range(20)]
     for one in hanging:
         one.sendall(b"GET /metrics HTTP/1.1\r\nHos")
     began = time.monotonic()
     assert site.ask("/healthz")[0].status == 200
-    assert time.monotonic() - began < 0.9
+    assert time.monotonic() - began < 4.5
     for one in hanging:
         assert one.recv(100) == b""
         one.close()

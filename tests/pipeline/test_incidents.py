@@ -122,8 +122,8 @@ def test_a_burst_over_two_streams_is_one_incident_and_closes(second: Stack) -> N
     with WorkerProcess(second) as worker:
         worker.wait_ready(second.partitions)
         began_ms = now_ms()
-        send(second, burst(began_ms, 1, 30))
-        send(second, burst(began_ms + 300, 100, 30, stream="spans", topic="u", segment="pay"))
+        of_spans = burst(began_ms + 300, 100, 30, stream="spans", topic="u", segment="pay")
+        send(second, burst(began_ms, 1, 30) + of_spans)
         wait_until(lambda: told(second), "an incident")
         wait_until(all_closed(second), "its end")
         page = worker.metrics()
@@ -188,14 +188,14 @@ def order(message: dict[str, Any]) -> tuple[str, int]:
 
 def test_a_restart_goes_on_with_what_was_open(second: Stack) -> None:
     """An incident that was open when the worker stopped is updated and closed by the next."""
-    second.configure(incidents={"together": "5s", "quiet": "15s"})
+    second.configure(incidents={"together": "5s", "quiet": "30s"})
     began_ms = now_ms()
     with WorkerProcess(second) as worker:
         worker.wait_ready(second.partitions)
         send(second, burst(began_ms, 1, 30))
         wait_until(lambda: told(second), "an incident")
         assert worker.stop() == 0
-    with WorkerProcess(second, "w1") as worker:
+    with WorkerProcess(second) as worker:  # of the same name, so that it need not wait for the other's to run out
         worker.wait_ready(second.partitions)
         send(second, burst(began_ms, 1, 30))  # all of it comes twice
         send(second, burst(began_ms + 2_000, 100, 20))

@@ -83,7 +83,7 @@ def test_a_standby_takes_over_with_the_tail_alone(stack: Stack) -> None:
         stack.produce(records[:half])
         stack.wait_until_scored()
         wait_until(lambda: "offbeat_standby_partitions 2.0" in two.metrics(), "the standbys")
-        time.sleep(1.0)  # the changelog's last rows are on their way
+        time.sleep(5.0)  # the changelog's last rows are on their way
         before = len(lines(two, "partition opened"))
         one.kill()
         wait_until(lambda: len(lines(two, "partition opened")) > before, "the takeover")

@@ -59,7 +59,7 @@ def test_a_field_that_vanishes_in_mid_stream(stack: Stack) -> None:
     with WorkerProcess(stack) as later:
         later.wait_ready(stack.partitions)
         stack.wait_until_scored()
-        assert len(gauges(later)) == stack.partitions  # as it was saved
+        wait_until(lambda: len(gauges(later)) == stack.partitions, "the gauges to be as they were saved")
         stack.produce(as_records(again))
         wait_until(lambda: len(drift(stack)) == 2 * stack.partitions, "each partition to be well again")
         stack.wait_until_scored()

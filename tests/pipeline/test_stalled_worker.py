@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import subprocess
 import sys
@@ -38,12 +39,11 @@ def test_a_hanging_partition_ends_the_worker(stack: Stack) -> None:
         )  # fmt: skip
     try:
         wait_until(lambda: log_path.read_text().count("partition opened") == 4, "it to open")
-        fed = iter(range(0, len(records), 20))
+        fed = itertools.cycle(range(0, len(records), 20))
 
         def ended_while_fed() -> bool:
-            at = next(fed, None)
-            if at is not None:
-                stack.produce(records[at : at + 20])
+            at = next(fed)
+            stack.produce(records[at : at + 20])
             return worker.poll() is not None
 
         wait_until(ended_while_fed, "it to leave")

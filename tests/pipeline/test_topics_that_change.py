@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import time
 from typing import Any
 
 import pytest
-from confluent_kafka import ConsumerGroupTopicPartitions, Producer, TopicPartition
+from confluent_kafka import ConsumerGroupTopicPartitions, KafkaException, Producer, TopicPartition
 from confluent_kafka.admin import AdminClient
 
 from tests.kafka import PATIENCE_S, Stack, WorkerProcess, as_records, by_id, shop_events, wait_until
@@ -162,10 +161,18 @@ def test_a_reset_offset_is_followed_when_asked(stack: Stack) -> None:
         stack.wait_until_scored()
         assert worker.stop() == 0
     before = by_id(stack.read_json("decisions"))
-    time.sleep(10.5)  # the group must be empty, and a static member stays for its session timeout
     moved = [TopicPartition(stack.source, p, 5) for p in range(stack.partitions)]
-    admin = admin_of(stack)
-    admin.alter_consumer_group_offsets([ConsumerGroupTopicPartitions(stack.name, moved)])[stack.name].result(PATIENCE_S)
+    admin = admin_of(stack)  # named: dropping it would cancel the request
+
+    def is_moved() -> bool:
+        """Only of a group that is empty, and a static member stays for its session timeout."""
+        try:
+            asked = admin.alter_consumer_group_offsets([ConsumerGroupTopicPartitions(stack.name, moved)])
+            return all(tp.error is None for tp in asked[stack.name].result(PATIENCE_S).topic_partitions)
+        except KafkaException:
+            return False
+
+    wait_until(is_moved, "the group to be empty")
     with WorkerProcess(stack) as worker:
         assert worker.process.wait(PATIENCE_S) == 1
         assert "--accept-reset" in worker.log_path.read_text()

@@ -7,7 +7,7 @@ import os
 import signal
 import subprocess
 import sys
-import time
+import textwrap
 from pathlib import Path
 
 import pytest
@@ -20,7 +20,26 @@ from pipeline.train import too_large
 from pipeline.training_folder import NAME
 from tests.kafka import PATIENCE_S, shop_events, wait_until
 
-COMMAND = [sys.executable, "-P", "-m", "pipeline.cli", "train", "--stream", "orders", "--input", "history.jsonl"]
+ARGUMENTS = ["train", "--stream", "orders", "--input", "history.jsonl", "--json"]
+# `offbeat` that stops, as SIGSTOP has it, once it has saved so many epochs: then it has not ended before it is killed.
+STOPPING = textwrap.dedent(
+    """
+    import os, signal, sys
+    import pipeline.training_folder as folder
+
+    save, left = folder.save_state, [int(sys.argv.pop(1))]
+
+    def save_and_stop(path, state):
+        save(path, state)
+        if len(state.plain["epochs"]) in left:
+            left.clear()  # not again, by the trainings that calibrate
+            os.kill(os.getpid(), signal.SIGSTOP)
+
+    folder.save_state = save_and_stop
+    from pipeline.cli import main
+    main()
+    """
+)
 
 
 @pytest.fixture
@@ -47,10 +66,11 @@ def environment(folder: Path, models: str) -> dict[str, str]:
     return os.environ | {"OFFBEAT_MODELS_DIR": str(folder / models), "OFFBEAT_DATA_DIR": str(folder / "data")}
 
 
-def start(folder: Path, models: str, *arguments: str) -> subprocess.Popen[str]:
+def start(folder: Path, models: str, *arguments: str, stops_after: int | None = None) -> subprocess.Popen[str]:
+    program = ["-m", "pipeline.cli"] if stops_after is None else ["-c", STOPPING, str(stops_after)]
     return subprocess.Popen(
-        [*COMMAND, "--json", *arguments], cwd=folder, env=environment(folder, models), text=True,
-        stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+        [sys.executable, "-P", *program, *ARGUMENTS, *arguments], cwd=folder, env=environment(folder, models),
+        text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
     )  # fmt: skip
 
 
@@ -66,10 +86,9 @@ def epochs_saved(folder: Path, models: str) -> int:
 
 
 def kill_after(folder: Path, epochs: int, *arguments: str) -> None:
-    """Start, and SIGKILL once so many epochs are saved; a moment later than that, so at any point of the next."""
-    process = start(folder, "killed", *arguments)
+    """Start, and SIGKILL once so many epochs are saved."""
+    process = start(folder, "killed", *arguments, stops_after=epochs)
     wait_until(lambda: epochs_saved(folder, "killed") >= epochs or process.poll() is not None, f"epoch {epochs}")
-    time.sleep(epochs % 3 * 0.01)
     process.send_signal(signal.SIGKILL)
     _, err = process.communicate()
     assert process.returncode == -signal.SIGKILL, f"it ended by itself: {err}"
@@ -108,9 +127,8 @@ def test_another_training_is_not_resumed(folder: Path) -> None:
 
 def test_two_trainings_of_a_stream_do_not_mix(folder: Path) -> None:
     """While one runs, a second ends with a sentence; the first is not disturbed."""
-    process = start(folder, "killed")
+    process = start(folder, "killed", stops_after=1)
     wait_until(lambda: epochs_saved(folder, "killed") >= 1 or process.poll() is not None, "an epoch")
-    process.send_signal(signal.SIGSTOP)  # so that it still runs when the second has started
     code, _, err = finish(folder, "killed", "--resume")
     process.send_signal(signal.SIGCONT)
     assert code == 2

@@ -118,7 +118,9 @@ HOLDING_BACK = textwrap.dedent(
         async def watch():
             while len(opened) < 1:
                 await asyncio.sleep(0.1)
-            await asyncio.sleep(4)
+            while opened[0].slices.qsize() < 2:
+                await asyncio.sleep(0.1)
+            await asyncio.sleep(4)  # in which no more may come
             held = opened[0].slices.qsize()
             position = await app.consumer.position(next(iter(app.consumer.assignment())))
             for each in opened:

@@ -21,7 +21,7 @@ import pytest
 import yaml
 
 from pipeline.cli import main
-from tests.kafka import wait_until
+from tests.kafka import PATIENCE_S, wait_until
 from tests.pipeline.alerts.made import LOCAL, OTHER, SECRET
 from tests.pipeline.alerts.servers import Server, free_port, http_server
 
@@ -72,12 +72,12 @@ def beside(status: int, config: dict[str, object], *arguments: str) -> tuple[int
     thread = threading.Thread(target=lambda: loop.run_until_complete(serve()), daemon=True)
     thread.start()
     try:
-        server = ready.get(timeout=10)
+        server = ready.get(timeout=PATIENCE_S)
         write(config, server.url())
         return offbeat(*arguments), server
     finally:
         loop.call_soon_threadsafe(done.set)
-        thread.join(10)
+        thread.join(PATIENCE_S)
         loop.close()
 
 
@@ -130,7 +130,7 @@ def documented_receiver(secret: str) -> Iterator[tuple[str, Path]]:
 
 def status_of(url: str, headers: dict[str, str]) -> int | None:
     try:
-        return int(urllib.request.urlopen(urllib.request.Request(url, b"{}", headers), timeout=5).status)
+        return int(urllib.request.urlopen(urllib.request.Request(url, b"{}", headers), timeout=60).status)
     except urllib.error.HTTPError as error:
         return error.code
     except OSError:
