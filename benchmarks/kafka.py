@@ -11,6 +11,7 @@ from pipeline.log_bounds import log_bounds
 
 _QUIET = {"log_level": 0}
 _LOOK_S = 0.05
+_ANSWER_S = 60.0  # for one answer of a broker that is busy
 
 
 def new_producer(address: str, **settings: Any) -> Producer:
@@ -29,9 +30,9 @@ def read_topic(address: str, topic: str) -> list[Message]:
     found: list[Message] = []
     try:
         partitions = [
-            TopicPartition(topic, p, 0) for p in consumer.list_topics(topic, timeout=60).topics[topic].partitions
+            TopicPartition(topic, p, 0) for p in consumer.list_topics(topic, timeout=_ANSWER_S).topics[topic].partitions
         ]
-        ends = {tp.partition: log_bounds(consumer, topic, tp.partition, 60.0)[1] for tp in partitions}
+        ends = {tp.partition: log_bounds(consumer, topic, tp.partition, _ANSWER_S)[1] for tp in partitions}
         filled = [tp for tp in partitions if ends[tp.partition] > 0]
         # All at once: a new assignment waits until the fetch of the one before has timed out.
         consumer.assign(filled)
@@ -48,7 +49,7 @@ def committed_offsets(address: str, group: str, topic: str, partitions: int) -> 
     consumer = Consumer({"bootstrap.servers": address, "group.id": group, **_QUIET})
     try:
         wanted = [TopicPartition(topic, p) for p in range(partitions)]
-        return {tp.partition: tp.offset for tp in consumer.committed(wanted, timeout=60) if tp.offset >= 0}
+        return {tp.partition: tp.offset for tp in consumer.committed(wanted, timeout=_ANSWER_S) if tp.offset >= 0}
     except KafkaException:  # the broker is still making its offsets topic
         return {}
     finally:

@@ -83,8 +83,7 @@ class SessionRows:
     @classmethod
     def empty(cls, count: int, shape: RowShape) -> SessionRows:
         """`count` rows without an open session."""
-        made = [np.zeros((count, *shape.dimensions(f.name)), DTYPES[f.name]) for f in fields(cls)]
-        rows = cls(*made)
+        rows = cls(*[np.zeros((count, *shape.dimensions(name)), DTYPES[name]) for name in COLUMNS])
         rows.worst.fill(-np.inf)
         rows.worst_offset.fill(NO_OFFSET)
         rows.applied.fill(NO_OFFSET)
@@ -96,7 +95,7 @@ class SessionRows:
     @classmethod
     def concatenate(cls, parts: Sequence[SessionRows]) -> SessionRows:
         """Copies of rows, one part after the other."""
-        return cls(*(np.concatenate([getattr(part, f.name) for part in parts]) for f in fields(cls)))
+        return cls(*[np.concatenate([getattr(part, name) for part in parts]) for name in COLUMNS])
 
     def __len__(self) -> int:
         return len(self.events)

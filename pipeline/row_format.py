@@ -10,7 +10,6 @@ Last: CRC-32 of all before it (u32). Version 1 had neither numbers nor counters 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import fields
 from struct import Struct
 from typing import Any
 from zlib import crc32
@@ -18,7 +17,7 @@ from zlib import crc32
 import numpy as np
 from numpy.typing import NDArray
 
-from detectors.rows import DTYPES, RowShape, SessionRows
+from detectors.rows import COLUMNS, DTYPES, RowShape, SessionRows
 from features.profiles import FREE
 from pipeline.errors import DamagedStateError, StateError
 
@@ -29,7 +28,7 @@ _TAGS = {"held": 1, "windows": 2, "segment": 3}  # columns of bytes, in the tail
 _PROFILE, _PROFILE_COLUMNS, _ENTRY_BYTES = 4, {"profile_keys", "profile_counts"}, 10
 _TAG = 5
 _PART = Struct("<BI")  # tag and length
-_COLUMNS = [f.name for f in fields(SessionRows) if f.name not in {*_TAGS, *_PROFILE_COLUMNS, "tag"}]
+_COLUMNS = [name for name in COLUMNS if name not in {*_TAGS, *_PROFILE_COLUMNS, "tag"}]
 _SINCE_2 = {"context_numbers", "counter_value", "counter_ms"}
 _SIZES = {1: ("hidden", "context"), 2: ("hidden", "context", "numbers", "counters")}
 

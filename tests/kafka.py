@@ -203,14 +203,18 @@ class Child:
                 lines.append({"event": "", "raw": line})
         return lines
 
+    def opened(self) -> int:
+        """How often it has opened a partition."""
+        return sum(line["event"] == self.OPENS for line in self.log())
+
     def wait_ready(self, partitions: int) -> None:
         """Wait until that many partitions have been opened."""
 
-        def opened() -> bool:
+        def is_ready() -> bool:
             assert self.process.poll() is None, self.log_path.read_text()[-3000:]
-            return sum(line["event"] == self.OPENS for line in self.log()) >= partitions
+            return self.opened() >= partitions
 
-        wait_until(opened, f"'{self.OPENS}' {partitions} times")
+        wait_until(is_ready, f"'{self.OPENS}' {partitions} times")
 
     @property
     def address(self) -> str:

@@ -55,11 +55,10 @@ def _watch(
     )  # fmt: skip
     began = time.monotonic()
     feeder.start()
-    resident: list[tuple[float, int]] = []
-    while (now := time.monotonic() - began) < seconds:
-        resident.append((now, worker.resident()))
+    resident = [(0.0, worker.resident())]
+    while resident[-1][0] < seconds:
         time.sleep(1.0)
-    resident.append((now, worker.resident()))
+        resident.append((time.monotonic() - began, worker.resident()))
     stop.set()
     feeder.join()
     done = worker.metric("offbeat_records_total") - records
